@@ -1,0 +1,219 @@
+"""Where the targets are and how to log in. Secrets come from the environment only, and are not kept.
+
+Sources, the later ones winning for a name given twice:
+
+    built in              local
+    $MAAS_HOME/mock       mock, while `maas mock serve` runs
+    .azureml/config.json  azure, as the Azure CLI and azure-ai-ml write it
+    environment           azure: AZURE_SUBSCRIPTION_ID, AZURE_RESOURCE_GROUP, AZUREML_WORKSPACE_NAME
+    maas.toml             [targets.NAME] with kind = "local" | "azure_ml"
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from maas_client.errors import SettingsError
+from maas_client.spec.home import mock_home
+
+SETTINGS_FILE = "maas.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSettings:
+    """A target on this machine."""
+
+    name: str = "local"
+    runs: str = "runs"
+    """Folder in which each job gets its run directory; relative to the working directory."""
+    base: str | None = None
+    """Default for `--base`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AzureMLSettings:
+    """An Azure ML workspace, or the mock of one: only these values differ."""
+
+    name: str
+    subscription_id: str
+    resource_group: str
+    workspace: str
+    registry: str = "azureml"
+    region: str | None = None
+    """Where the workspace is, if known; asked from the workspace otherwise."""
+    resource_manager: str | None = None
+    """`https://host:port` of a service that is not the public cloud (the mock); None is Azure."""
+    ca: str | None = None
+    """PEM file of the authority that signed that service's certificate."""
+    identity_endpoint: str | None = None
+    """Managed-identity endpoint that hands out tokens for it."""
+    identity_header: str | None = field(default=None, repr=False)
+
+    @property
+    def is_mock(self) -> bool:
+        return self.resource_manager is not None
+
+
+TargetSettings = LocalSettings | AzureMLSettings
+
+
+@dataclass(frozen=True, slots=True)
+class MockState:
+    """What `maas mock serve` writes to `server.json` when it is ready, and removes when it stops."""
+
+    pid: int
+    url: str
+    """`https://127.0.0.1:port`, no trailing slash."""
+    identity_endpoint: str
+    identity_header: str = field(repr=False)
+    ca: str
+    subscription_id: str
+    resource_group: str
+    workspace: str
+    region: str
+    engine: str
+    """`train` or `simulate`."""
+    as_of: str
+    """The catalogue date, ISO."""
+    base: str
+    """What the train engine trains, in words."""
+
+
+def mock_state(folder: Path | None = None) -> MockState | None:
+    """The running mock, or None."""
+    file = (folder or mock_home()) / "server.json"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        return MockState(**{entry.name: raw[entry.name] for entry in fields(MockState)})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingsError(
+            f"{file} cannot be read: {error!r}", hint="`maas mock stop` clears it away."
+        ) from error
+
+
+def load_targets(folder: Path | None = None) -> dict[str, TargetSettings]:
+    """Every target that can be named with `--target`, from all sources."""
+    here = (folder or Path.cwd()).resolve()
+    targets: dict[str, TargetSettings] = {"local": LocalSettings()}
+    if (state := mock_state()) is not None:
+        targets["mock"] = _mock(state)
+    if (azure := _azureml_config(here) or _azure_environment()) is not None:
+        targets["azure"] = azure
+    if (file := _find(here, SETTINGS_FILE)) is not None:
+        targets |= _toml(file)
+    return targets
+
+
+def find_target(name: str, folder: Path | None = None) -> TargetSettings:
+    """The settings of one target.
+
+    Raises:
+        SettingsError: there is none of that name; the error lists those there are.
+    """
+    targets = load_targets(folder)
+    if name in targets:
+        return targets[name]
+    hint = f"Known: {', '.join(targets)}. "
+    if name == "mock":
+        hint += "`maas mock serve` starts the mock."
+    elif name == "azure":
+        hint += (
+            "Put config.json of your workspace into .azureml/, or [targets.azure] into maas.toml."
+        )
+    else:
+        hint += f"Add [targets.{name}] to {SETTINGS_FILE}."
+    raise SettingsError(f"there is no target {name!r}", hint=hint)
+
+
+def _mock(state: MockState) -> AzureMLSettings:
+    return AzureMLSettings(
+        name="mock",
+        subscription_id=state.subscription_id,
+        resource_group=state.resource_group,
+        workspace=state.workspace,
+        region=state.region,
+        resource_manager=state.url,
+        ca=state.ca,
+        identity_endpoint=state.identity_endpoint,
+        identity_header=state.identity_header,
+    )
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    for parent in (folder, *folder.parents):
+        if (parent / name).is_file():
+            return parent / name
+    return None
+
+
+def _azureml_config(folder: Path) -> AzureMLSettings | None:
+    file = _find(folder, ".azureml/config.json")
+    if file is None:
+        return None
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8-sig"))
+        return AzureMLSettings(
+            name="azure",
+            subscription_id=raw["subscription_id"],
+            resource_group=raw["resource_group"],
+            workspace=raw["workspace_name"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingsError(
+            f"{file}: {error!r}",
+            hint="It needs subscription_id, resource_group and workspace_name, as the portal exports it.",
+        ) from error
+
+
+def _azure_environment() -> AzureMLSettings | None:
+    subscription = os.environ.get("AZURE_SUBSCRIPTION_ID")
+    group = os.environ.get("AZURE_RESOURCE_GROUP")
+    workspace = os.environ.get("AZUREML_WORKSPACE_NAME")
+    if not (subscription and group and workspace):
+        return None
+    return AzureMLSettings("azure", subscription, group, workspace)
+
+
+def _toml(file: Path) -> dict[str, TargetSettings]:
+    try:
+        raw = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{file}: {error}") from error
+    entries = raw.get("targets", {})
+    if not isinstance(entries, dict):
+        raise SettingsError(f"{file}: targets must be a table of tables, [targets.NAME]")
+    return {name: _toml_target(file, name, entry) for name, entry in entries.items()}
+
+
+_KINDS: Mapping[str, type[TargetSettings]] = {"local": LocalSettings, "azure_ml": AzureMLSettings}
+
+
+def _toml_target(file: Path, name: str, entry: Any) -> TargetSettings:  # noqa: ANN401 - raw TOML
+    kind = entry.get("kind") if isinstance(entry, dict) else None
+    if kind not in _KINDS:
+        raise SettingsError(
+            f"{file}: [targets.{name}] has kind {kind!r}",
+            hint=f"kind is one of {', '.join(_KINDS)}.",
+        )
+    allowed = {item.name for item in fields(_KINDS[kind])} - {"name", "identity_header"}
+    given = {key: value for key, value in entry.items() if key != "kind"}
+    if unknown := sorted(set(given) - allowed):
+        raise SettingsError(
+            f"{file}: [targets.{name}] has unknown keys: {', '.join(unknown)}",
+            hint=f"Allowed: {', '.join(sorted(allowed))}.",
+        )
+    if wrong := [key for key, value in given.items() if not isinstance(value, str)]:
+        raise SettingsError(f"{file}: [targets.{name}] {wrong[0]} must be text")
+    try:
+        return _KINDS[kind](name=name, **given)
+    except TypeError as error:
+        missing = str(error).partition("argument")[2].strip(" s:")
+        raise SettingsError(f"{file}: [targets.{name}] lacks {missing}") from error

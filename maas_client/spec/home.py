@@ -1,0 +1,24 @@
+"""Where this project keeps its own files on this machine: the stand-in model, the mock's state."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """`$MAAS_HOME`, else `~/.cache/maas-finetune`. Not made here."""
+    if given := os.environ.get("MAAS_HOME"):
+        return Path(given).expanduser().resolve()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "maas-finetune"
+
+
+def mock_home() -> Path:
+    """The mock server's state: its store, certificates, and `server.json` while it runs."""
+    return home() / "mock"
+
+
+def stand_in_home() -> Path:
+    """The stand-in model, converted once."""
+    return home() / "stand-in"

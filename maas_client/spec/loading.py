@@ -1,0 +1,254 @@
+"""YAML -> FineTuningJob, or one SpecError that names every fault with its line and the nearest key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from maas_client.errors import Problem, SpecError
+from maas_client.spec import hyperparameters
+from maas_client.spec.job import (
+    READ_ONLY_KEYS,
+    DataInput,
+    FineTuningJob,
+    Identity,
+    JobOutput,
+    JobResources,
+    ModelInput,
+    QueueSettings,
+)
+
+MAX_BYTES = 1024 * 1024
+"""A job file is a page of text; a larger one is a mistake, or an attack on the parser."""
+
+_PARTS: Mapping[str, type[BaseModel]] = {
+    "model": ModelInput,
+    "training_data": DataInput,
+    "validation_data": DataInput,
+    "outputs": JobOutput,
+    "resources": JobResources,
+    "queue_settings": QueueSettings,
+    "identity": Identity,
+}
+
+KeyPath = tuple[str | int, ...]
+
+
+def load_job(file: str | Path) -> FineTuningJob:
+    """Read a job file.
+
+    Raises:
+        SpecError: with every fault in the file, each with line, key, what is allowed and the
+            nearest known name.
+    """
+    path = Path(file)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise SpecError(
+                f"{path}: {path.stat().st_size:,} bytes is too large for a job file",
+                hint="Did you mean to pass this as training_data?",
+            )
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SpecError(
+            f"{path}: not UTF-8 text (byte {error.start})", hint="Save the file as UTF-8."
+        ) from error
+    except OSError as error:
+        raise SpecError(
+            f"{path}: {error.strerror}", hint="`maas init` writes a job file to start from."
+        ) from error
+    return parse_job(text, source=str(path))
+
+
+def parse_job(text: str, *, source: str = "job.yaml") -> FineTuningJob:
+    """The same for text already in memory; `source` names it in errors."""
+    root = _compose(text, source)
+    lines: dict[KeyPath, int] = {}
+    problems: list[Problem] = []
+    data = _plain(root, (), lines, problems)
+    if not isinstance(data, dict):
+        raise SpecError(f"{source}: a job file is a mapping of keys, not a {type(data).__name__}")
+    problems += _provider_problems(data, lines)
+    if problems:  # the same keys would be reported again, in pydantic's words
+        skip = {problem.message for problem in problems}
+    else:
+        skip = set()
+    try:
+        job = FineTuningJob.model_validate(data)
+    except ValidationError as error:
+        found = [_problem(entry, lines) for entry in error.errors(include_url=False)]
+        problems += [problem for problem in found if problem.message not in skip]
+    else:
+        if not problems:
+            problems += _hyperparameter_problems(job, lines)
+            if not problems:
+                return job
+    if isinstance(raw := data.get("hyperparameters"), dict):
+        strings = {k: v for k, v in raw.items() if isinstance(k, str) and isinstance(v, str)}
+        known = {(p.line, p.message) for p in problems}
+        extra = _knob_problems(strings, lines)
+        problems += [p for p in extra if (p.line, p.message) not in known]
+    ordered = tuple(sorted(problems, key=lambda problem: (problem.line or 0, problem.message)))
+    count = "1 fault" if len(ordered) == 1 else f"{len(ordered)} faults"
+    raise SpecError(f"{source}: {count}", problems=ordered)
+
+
+def dump_job(job: FineTuningJob) -> str:
+    """The job as YAML that azure-ai-ml's `load_job` and ours both accept."""
+    return yaml.safe_dump(job.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`did you mean X?`, or nothing where no known word is near."""
+    match = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
+    return f"did you mean {match[0]}?" if match else ""
+
+
+def _compose(text: str, source: str) -> yaml.Node:
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            # azure-ai-ml would expand them; nine lines of aliases can also fill any memory.
+            raise SpecError(f"{source}: YAML aliases (*name) are not allowed in a job file")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        problem = Problem(
+            error.problem or "not YAML",
+            line=mark.line + 1 if mark else None,
+            column=mark.column + 1 if mark else None,
+            code="not_yaml",
+        )
+        raise SpecError(f"{source}: not YAML", problems=(problem,)) from error
+    except yaml.YAMLError as error:
+        raise SpecError(f"{source}: not YAML: {error}") from error
+    except RecursionError as error:
+        raise SpecError(f"{source}: nested too deeply for a job file") from error
+    if root is None:
+        raise SpecError(
+            f"{source}: the file is empty", hint="`maas init` writes one to start from."
+        )
+    return root
+
+
+def _plain(node: yaml.Node, at: KeyPath, lines: dict[KeyPath, int], problems: list[Problem]) -> Any:
+    """The node as plain data; notes the line of every key, and every key given twice."""
+    lines[at] = node.start_mark.line + 1
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(child, (*at, i), lines, problems) for i, child in enumerate(node.value)]
+    if not isinstance(node, yaml.MappingNode):
+        return _scalar(node, problems)
+    data: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = str(key_node.value)
+        line = key_node.start_mark.line + 1
+        if key in data:
+            problems.append(
+                Problem(
+                    f"{key} is given twice",
+                    line=line,
+                    hint=f"the first is on line {lines[(*at, key)]}; keep one",
+                    code="duplicate_key",
+                )
+            )
+        data[key] = _plain(value_node, (*at, key), lines, problems)
+        lines[*at, key] = line
+    return data
+
+
+def _scalar(node: yaml.Node, problems: list[Problem]) -> Any:
+    loader = yaml.SafeLoader("")
+    try:
+        value = loader.construct_object(node)
+    except (yaml.YAMLError, ValueError) as error:
+        problems.append(Problem(str(error), line=node.start_mark.line + 1, code="not_yaml"))
+        return None
+    finally:
+        loader.dispose()
+    # A bare date would become a date object; in a job file it is text somebody forgot to quote.
+    return value if isinstance(value, str | int | float | bool | type(None)) else str(node.value)
+
+
+def _provider_problems(data: dict[str, Any], lines: Mapping[KeyPath, int]) -> list[Problem]:
+    provider = data.get("model_provider")
+    if provider in ("azure_openai", "azure_open_ai", "AzureOpenAI"):
+        return [
+            Problem(
+                f"model_provider: {provider} is another service (GPT models on Azure OpenAI)",
+                line=lines.get(("model_provider",)),
+                hint="this project fine-tunes the Phi family: model_provider: custom",
+                code="model_provider",
+            )
+        ]
+    return []
+
+
+def _hyperparameter_problems(job: FineTuningJob, lines: Mapping[KeyPath, int]) -> list[Problem]:
+    return _knob_problems(job.hyperparameters, lines)
+
+
+def _knob_problems(given: Mapping[str, str | None], lines: Mapping[KeyPath, int]) -> list[Problem]:
+    problems = []
+    for key, text in given.items():
+        if fault := hyperparameters.fault(key, text):
+            line = lines.get(("hyperparameters", key))
+            problems.append(Problem(fault.message, line=line, hint=fault.hint, code=fault.code))
+    return problems
+
+
+def _problem(entry: Any, lines: Mapping[KeyPath, int]) -> Problem:
+    """pydantic's finding in our words."""
+    at: KeyPath = tuple(part for part in entry["loc"])
+    key = ".".join(str(part) for part in at)
+    line = next((lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines), None)
+    kind, value = entry["type"], entry.get("input")
+    context = entry.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = _known_keys(at[:-1])
+        hint = nearest(str(at[-1]), known) or f"allowed here: {', '.join(known)}"
+        return Problem(
+            f"{key} is not a key of a job file", line=line, hint=hint, code="unknown_key"
+        )
+    if kind == "missing":
+        return Problem(
+            f"{key} is missing", line=line or 1, hint=_MISSING.get(key, ""), code="missing_key"
+        )
+    if kind == "literal_error":
+        allowed = context["expected"].replace("'", "").replace(" or ", ", ")
+        hint = nearest(str(value), allowed.split(", ")) or f"allowed: {allowed}"
+        return Problem(f"{key} is {value!r}", line=line, hint=hint, code="not_allowed")
+    if kind == "string_type":
+        hint = f'write "{_as_text(value)}" in quotes' if not isinstance(value, dict | list) else ""
+        return Problem(
+            f"{key} is {value!r}, and must be text", line=line, hint=hint, code="not_text"
+        )
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        return Problem(f"{key} must be a mapping of keys", line=line, code="not_a_mapping")
+    message = str(context["error"]) if kind == "value_error" else entry["msg"].lower()
+    return Problem(f"{key} is {value!r}: {message}", line=line, code=kind)
+
+
+_MISSING = {
+    "task": "for example task: chat_completion",
+    "model_provider": "write model_provider: custom",
+    "model": "for example model: {path: azureml://registries/azureml/models/Phi-3-mini-4k-instruct/versions/15,"
+    " type: mlflow_model}",
+    "training_data": "for example training_data: {path: train.jsonl, type: uri_file}",
+}
+
+
+def _as_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _known_keys(at: KeyPath) -> list[str]:
+    model: type[BaseModel] = _PARTS[str(at[0])] if at else FineTuningJob
+    keys = [field.alias or name for name, field in model.model_fields.items()]
+    return keys if at else [*keys, *READ_ONLY_KEYS]
+
+
+TASKS: tuple[str, ...] = get_args(FineTuningJob.model_fields["task"].annotation)

@@ -1,0 +1,257 @@
+"""The files that one execution leaves, and the only code that knows their names.
+
+    <run>/
+      job.yaml          the job as submitted
+      plan.json         every resolved value with its source
+      status.json       where the run stands: status, error, process, times
+      events.jsonl      what happened, one event a line
+      metrics.jsonl     losses and rates, one step a line
+      run.log           what the runner printed
+      lock              held by the process that trains
+      checkpoints/step-000010/
+      adapter/          PEFT layout, safetensors
+      merged/           the model with the adapter merged in, where asked for
+      manifest.json     digest of every input and output
+
+Files are written whole or not at all (write, fsync, rename); a reader ignores a half-written last
+line. The runner writes, everyone reads.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maas_client.errors import RunDirError
+from maas_client.jobs import Event, EventKind, JobStatus
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """What `status.json` says."""
+
+    status: JobStatus
+    error: str | None = None
+    started_at: float | None = None
+    """Seconds since 1970, UTC."""
+    ended_at: float | None = None
+    simulated: bool = False
+    """Whether a simulation ran, and nothing was trained."""
+    base: str = ""
+    """What was trained, in words; a stand-in says that it is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """A run directory by its path. Nothing is read until asked for."""
+
+    path: Path
+
+    @property
+    def job_file(self) -> Path:
+        return self.path / "job.yaml"
+
+    @property
+    def plan_file(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def status_file(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def events_file(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "run.log"
+
+    @property
+    def cancel_file(self) -> Path:
+        """Its presence asks the runner to stop at the next step."""
+        return self.path / "cancel"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def merged(self) -> Path:
+        return self.path / "merged"
+
+    @property
+    def manifest_file(self) -> Path:
+        return self.path / "manifest.json"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:06d}"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of the whole checkpoints, oldest first; half-written ones are not whole."""
+        found = self.checkpoints.glob("step-[0-9]*") if self.checkpoints.is_dir() else ()
+        return sorted(int(p.name.removeprefix("step-")) for p in found if p.suffix != ".new")
+
+    def read_status(self) -> RunStatus | None:
+        """None before the run has one."""
+        if not self.status_file.exists():
+            return None
+        raw = read_json(self.status_file)
+        return RunStatus(**(raw | {"status": JobStatus(raw["status"])}))
+
+    def write_status(self, status: RunStatus) -> None:
+        fields = {name: getattr(status, name) for name in RunStatus.__slots__}
+        write_json(self.status_file, fields)
+
+    def events(self, *, after: int = 0) -> Iterator[Event]:
+        """Events with a number above `after`, in order."""
+        for raw in read_lines(self.events_file):
+            if raw["seq"] > after:
+                yield Event(**raw)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return list(read_lines(self.metrics_file))
+
+    def is_locked(self) -> bool:
+        """Whether a process is training in it right now."""
+        lock = self.path / "lock"
+        if not lock.exists():
+            return False
+        with lock.open("r+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; the lock goes when the process does, however it ends.
+
+        Raises:
+            RunDirError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                stream.seek(0)
+                raise RunDirError(
+                    f"{self.path} is being trained by process {stream.read().strip() or 'unknown'}",
+                    hint="Wait for it, or name another directory.",
+                ) from None
+            stream.truncate(0)
+            stream.write(str(os.getpid()))
+            stream.flush()
+            yield
+
+
+class EventWriter:
+    """The one writer of a run's events and metrics; goes on numbering where an earlier one stopped."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        for file in (run.events_file, run.metrics_file):
+            drop_torn_line(file)
+        self._seq = sum(1 for _ in run.events())
+
+    def write(self, kind: EventKind, message: str, data: Mapping[str, Any] | None = None) -> Event:
+        """Append one event; a metric is appended to `metrics.jsonl` as well."""
+        self._seq += 1
+        event = Event(self._seq, round(time.time(), 3), kind, message, data or {})
+        if kind == "metric":
+            append_line(self._run.metrics_file, {"at": event.at, **event.data})
+        append_line(self._run.events_file, event.to_json())
+        return event
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write the file whole or not at all, and on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        with new.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in the folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    write_whole(path, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in the file.
+
+    Raises:
+        RunDirError: the file is missing or broken.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunDirError(f"{path}: {error}", hint="Is this a run directory?") from error
+    if not isinstance(data, dict):
+        raise RunDirError(f"{path}: not a JSON object")
+    return data
+
+
+def append_line(path: Path, data: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(data, ensure_ascii=False) + "\n")
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a JSONL file; none where the file is not there yet."""
+    try:
+        stream = path.open(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    with stream:
+        for line in stream:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut off the half line that a killed writer left, so that the next line starts clean."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of the file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

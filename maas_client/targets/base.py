@@ -1,0 +1,67 @@
+"""What a place that runs jobs can do: the few verbs that every target shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from maas_client.jobs import Endpoint, Event, Job
+from maas_client.plan import Plan
+from maas_client.spec.job import FineTuningJob
+from maas_client.spec.limits import Limits
+from maas_client.spec.rundir import RunDir
+
+
+class Target(Protocol):
+    """Where a job runs. Errors are `TargetError`s, or `RunnerError`s for the local runner."""
+
+    name: str
+
+    def limits(self, job: FineTuningJob) -> Limits:
+        """What this target accepts for the job's model. Asks no network where it can."""
+
+    def submit(self, plan: Plan) -> Job:
+        """Start the job. The plan's job has a name; submitting the same plan twice is one job."""
+
+    def get(self, job_id: str) -> Job:
+        """The job as it is now.
+
+        Raises:
+            NotFoundError: there is no such job.
+        """
+
+    def list(self, *, limit: int = 50) -> list[Job]:
+        """The newest jobs first."""
+
+    def events(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
+        """The events so far with a number above `after`, in order; ends, even if the job goes on."""
+
+    def cancel(self, job_id: str) -> None:
+        """Ask the job to stop. It has stopped when `get` says so."""
+
+    def download(self, job_id: str, dest: Path) -> RunDir:
+        """Bring what an ended job left, in the shape of a run directory."""
+
+    def close(self) -> None:
+        """Let go of connections and child processes."""
+
+
+@runtime_checkable
+class HostingTarget(Protocol):
+    """A target that also serves what it trained."""
+
+    def deploy(self, model: str, *, endpoint: str) -> Endpoint:
+        """Serve a registered model (`name` or `name:version`); returns when it is online."""
+
+    def endpoints(self) -> list[Endpoint]:
+        """Every endpoint."""
+
+    def endpoint(self, name: str) -> Endpoint:
+        """One endpoint."""
+
+    def keys(self, name: str) -> tuple[str, str]:
+        """The endpoint's primary and secondary key. Secrets: never logged."""
+
+    def undeploy(self, name: str) -> None:
+        """Delete the endpoint; returns when it is gone."""
