@@ -1,4 +1,4 @@
-"""job + limits + dataset report -> Plan, or a PlanError with every reason. Pure: no disk, no network.
+"""job + limits + dataset report -> Plan, or a PlanError with every reason. Pure: no I/O.
 
 Only a `Plan` can be submitted. It records every resolved value and where it came from, so that two
 places that run the same plan have no freedom left.
@@ -186,11 +186,16 @@ def make_plan(
     problems += _job_problems(job, limits)
     for name, data in (("training_data", training), ("validation_data", validation)):
         problems += _data_problems(name, data, limits)
+    if tokens is not None and not tokens.trained:
+        problems.append(Problem("no token of the training data would be trained", code="no_loss"))
     if problems:
         count = "1 reason" if len(problems) == 1 else f"{len(problems)} reasons"
         raise PlanError(f"{limits.target} would refuse the job: {count}", problems=tuple(problems))
     values = {entry.key: entry.value for entry in resolved if entry.treatment != "ignored"}
     rows = training.report.rows if training.report else None
+    stand_in = (
+        [f"Trains {base.label}, not {job.model.asset_name}."] if base and base.stand_in else []
+    )
     return Plan(
         target=limits.target,
         job=job,
@@ -201,7 +206,14 @@ def make_plan(
         base=base,
         tokens=tokens,
         steps=count_steps(rows, values) if rows else None,
-        warnings=tuple(_warnings(job, limits, resolved, training, validation, base, tokens)),
+        warnings=(
+            *limits.warnings,
+            *stand_in,
+            *_value_warnings(resolved),
+            *_data_warnings("training_data", training),
+            *_data_warnings("validation_data", validation),
+            *_token_warnings(tokens),
+        ),
         billed=limits.hosts,
     )
 
@@ -384,36 +396,29 @@ def _data_problems(name: str, data: DataPlan | None, limits: Limits) -> list[Pro
     return problems
 
 
-def _warnings(
-    job: FineTuningJob,
-    limits: Limits,
-    resolved: tuple[Resolved, ...],
-    training: DataPlan,
-    validation: DataPlan | None,
-    base: BaseInfo | None,
-    tokens: TokenCount | None,
-) -> list[str]:
-    warnings = list(limits.warnings)
-    if base is not None and base.stand_in:
-        warnings.append(f"Trains {base.label}, not {job.model.asset_name}.")
-    warnings += [
+def _value_warnings(resolved: tuple[Resolved, ...]) -> list[str]:
+    replaced = [
         f"{entry.key}: {entry.note}; {_text(entry.value)} is used."
         for entry in resolved
         if entry.source == "target" and entry.value is not None
     ]
-    warnings += [
+    ignored = [
         f"{entry.key} in the job file is ignored: {entry.note}."
         for entry in resolved
         if entry.treatment == "ignored" and entry.source == "job file"
     ]
-    for name, data in (("training_data", training), ("validation_data", validation)):
-        if data is not None and data.report is not None and data.report.warnings:
-            count = len(data.report.warnings)
-            warnings.append(f"{name}: {count} remarks, the first on {data.report.warnings[0]}.")
-    if tokens is not None and tokens.truncated_rows:
-        warnings.append(
-            f"{tokens.truncated_rows:,} rows are longer than max_seq_length and lose their end."
-        )
-    if tokens is not None and not tokens.trained:
-        warnings.append("No token would be trained.")
-    return warnings
+    return replaced + ignored
+
+
+def _data_warnings(name: str, data: DataPlan | None) -> list[str]:
+    if data is None or data.report is None or not data.report.warnings:
+        return []
+    first, count = data.report.warnings[0], len(data.report.warnings)
+    return [f"{name}: {count} remark{'s' if count > 1 else ''}, the first on {first}."]
+
+
+def _token_warnings(tokens: TokenCount | None) -> list[str]:
+    if tokens is None:
+        return []
+    cut = tokens.truncated_rows
+    return [f"{cut:,} rows are longer than max_seq_length and lose their end."] if cut else []

@@ -196,9 +196,9 @@ def _toml(file: Path) -> dict[str, TargetSettings]:
 _KINDS: Mapping[str, type[TargetSettings]] = {"local": LocalSettings, "azure_ml": AzureMLSettings}
 
 
-def _toml_target(file: Path, name: str, entry: Any) -> TargetSettings:  # noqa: ANN401 - raw TOML
+def _toml_target(file: Path, name: str, entry: Any) -> TargetSettings:
     kind = entry.get("kind") if isinstance(entry, dict) else None
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise SettingsError(
             f"{file}: [targets.{name}] has kind {kind!r}",
             hint=f"kind is one of {', '.join(_KINDS)}.",

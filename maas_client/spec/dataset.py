@@ -176,7 +176,7 @@ def _check_line(raw: bytes, line: int, row_check: RowCheck, tally: _Tally) -> No
     if line == 1:
         raw = raw.removeprefix(b"\xef\xbb\xbf")
     if not raw.strip():
-        if raw and line > 1 or raw.strip(b"\r\n"):
+        if (raw and line > 1) or raw.strip(b"\r\n"):
             tally.warn(line, "blank_line", "the line is blank, and is skipped", "delete it")
         return
     tally.rows += 1
@@ -284,33 +284,31 @@ def _text_row(row: Any) -> Iterator[_Bad]:
 
 def _chat_row(row: Any) -> Iterator[_Bad]:
     if not isinstance(row, dict):
-        yield _Bad(
-            "not_an_object", f"the row is {_kind(row)}, not an object", 'write {"messages": […]}'
-        )
+        fix = 'write {"messages": […]}'
+        yield _Bad("not_an_object", f"the row is {_kind(row)}, not an object", fix)
         return
     for key in row:
         if key not in ("messages", "tools"):
             fix = "remove it; only messages (and tools) are read"
             yield _Bad("unknown_key", f"{key!r} is not a key of a chat row", fix, (key,), key=True)
-    if "messages" not in row:
-        yield _Bad("no_messages", "the row has no messages", 'write {"messages": […]}')
-        return
-    messages = row["messages"]
+    messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
-        what = "empty" if messages == [] else _kind(messages)
+        what = "an empty list" if messages == [] else _kind(messages)
+        message = f"messages is {what}" if "messages" in row else "the row has no messages"
         yield _Bad(
-            "no_messages",
-            f"messages is {what}, not a list of turns",
-            "add at least a user and an assistant turn",
-            ("messages",),
+            "no_messages", message, "write a list of turns, the last the assistant's", ("messages",)
         )
         return
-    sound = True
+    yield from _turns(messages)
+
+
+def _turns(messages: list[Any]) -> Iterator[_Bad]:
+    ordered = True  # whether the roles are all known, so that their order can be judged
     for index, message in enumerate(messages):
         for fault in _message(message, index):
-            sound = sound and fault.code in ("unknown_key", "empty_content", "weight")
+            ordered = ordered and fault.code not in ("role", "not_an_object", "tool_calls")
             yield fault
-    if sound:
+    if ordered:
         yield from _order(messages)
 
 

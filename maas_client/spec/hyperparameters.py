@@ -189,7 +189,7 @@ PORTAL_NAMES: Mapping[str, str] = {
 _TRUE, _FALSE = frozenset({"true", "1", "yes"}), frozenset({"false", "0", "no"})
 
 
-def fault(key: str, text: str | None) -> Fault | None:
+def fault(key: str, text: str) -> Fault | None:
     """What is wrong with one entry of `hyperparameters`, or None."""
     knob = KNOBS.get(key)
     if knob is None:
@@ -202,8 +202,6 @@ def fault(key: str, text: str | None) -> Fault | None:
         return Fault(
             f"hyperparameters.{key} is not a known hyperparameter", hint, "unknown_hyperparameter"
         )
-    if text is None:
-        return Fault(f"hyperparameters.{key} has no value", f"allowed: {knob.allowed}", "no_value")
     try:
         read(knob, text)
     except ValueError as error:

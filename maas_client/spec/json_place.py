@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from json.decoder import scanstring
 from typing import Any
 
 _DECODER = json.JSONDecoder()
@@ -49,7 +48,7 @@ def _members(text: str, at: int) -> list[tuple[str, int, int]]:
     at = _skip(text, at + 1)
     while text[at] == '"':
         start = at
-        key, at = scanstring(text, at + 1, True)
+        key, at = _value(text, at)
         at = _skip(text, _skip(text, at) + 1)
         members.append((key, start, at))
         _, at = _value(text, at)

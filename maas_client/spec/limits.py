@@ -146,7 +146,7 @@ def hosted_limits(
             f"{model.asset_name} is not a model of the catalogue. Known: {', '.join(catalog())}."
         )
     else:
-        refusals += _model_refusals(entry, model, managed_compute, region)
+        refusals += _model_refusals(entry, model, region, managed_compute=managed_compute)
         if entry.is_retired(today):
             text = f"{entry.name} was retired on {entry.retired}; use {entry.replacement} instead."
             (refusals if retirement_refuses else warnings).append(text)
@@ -165,7 +165,7 @@ def hosted_limits(
 
 
 def _model_refusals(
-    entry: ModelEntry, model: ModelInput, managed_compute: bool, region: str | None
+    entry: ModelEntry, model: ModelInput, region: str | None, *, managed_compute: bool
 ) -> list[str]:
     refusals = []
     if model.version is not None and model.version not in entry.versions:

@@ -73,26 +73,10 @@ def parse_job(text: str, *, source: str = "job.yaml") -> FineTuningJob:
     data = _plain(root, (), lines, problems)
     if not isinstance(data, dict):
         raise SpecError(f"{source}: a job file is a mapping of keys, not a {type(data).__name__}")
-    problems += _provider_problems(data, lines)
-    if problems:  # the same keys would be reported again, in pydantic's words
-        skip = {problem.message for problem in problems}
-    else:
-        skip = set()
-    try:
-        job = FineTuningJob.model_validate(data)
-    except ValidationError as error:
-        found = [_problem(entry, lines) for entry in error.errors(include_url=False)]
-        problems += [problem for problem in found if problem.message not in skip]
-    else:
-        if not problems:
-            problems += _hyperparameter_problems(job, lines)
-            if not problems:
-                return job
-    if isinstance(raw := data.get("hyperparameters"), dict):
-        strings = {k: v for k, v in raw.items() if isinstance(k, str) and isinstance(v, str)}
-        known = {(p.line, p.message) for p in problems}
-        extra = _knob_problems(strings, lines)
-        problems += [p for p in extra if (p.line, p.message) not in known]
+    job, found = _validated(data, lines)
+    problems += found + _knob_problems(data.get("hyperparameters"), lines)
+    if job is not None and not problems:
+        return job
     ordered = tuple(sorted(problems, key=lambda problem: (problem.line or 0, problem.message)))
     count = "1 fault" if len(ordered) == 1 else f"{len(ordered)} faults"
     raise SpecError(f"{source}: {count}", problems=ordered)
@@ -100,13 +84,26 @@ def parse_job(text: str, *, source: str = "job.yaml") -> FineTuningJob:
 
 def dump_job(job: FineTuningJob) -> str:
     """The job as YAML that azure-ai-ml's `load_job` and ours both accept."""
-    return yaml.safe_dump(job.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(job.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """`did you mean X?`, or nothing where no known word is near."""
     match = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
     return f"did you mean {match[0]}?" if match else ""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that some YAML reader could take for a number or a truth value."""
+
+
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    plain = text[:1].isalpha() and text.lower() not in _YAML_WORDS and "\n" not in text
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
+
+
+_YAML_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n", "nan", "inf"})
+_Dumper.add_representer(str, _quoted)
 
 
 def _compose(text: str, source: str) -> yaml.Node:
@@ -173,28 +170,22 @@ def _scalar(node: yaml.Node, problems: list[Problem]) -> Any:
     return value if isinstance(value, str | int | float | bool | type(None)) else str(node.value)
 
 
-def _provider_problems(data: dict[str, Any], lines: Mapping[KeyPath, int]) -> list[Problem]:
-    provider = data.get("model_provider")
-    if provider in ("azure_openai", "azure_open_ai", "AzureOpenAI"):
-        return [
-            Problem(
-                f"model_provider: {provider} is another service (GPT models on Azure OpenAI)",
-                line=lines.get(("model_provider",)),
-                hint="this project fine-tunes the Phi family: model_provider: custom",
-                code="model_provider",
-            )
-        ]
-    return []
+def _validated(
+    data: dict[str, Any], lines: Mapping[KeyPath, int]
+) -> tuple[FineTuningJob | None, list[Problem]]:
+    try:
+        return FineTuningJob.model_validate(data), []
+    except ValidationError as error:
+        return None, [_problem(entry, lines) for entry in error.errors(include_url=False)]
 
 
-def _hyperparameter_problems(job: FineTuningJob, lines: Mapping[KeyPath, int]) -> list[Problem]:
-    return _knob_problems(job.hyperparameters, lines)
-
-
-def _knob_problems(given: Mapping[str, str | None], lines: Mapping[KeyPath, int]) -> list[Problem]:
+def _knob_problems(given: Any, lines: Mapping[KeyPath, int]) -> list[Problem]:
+    if not isinstance(given, dict):
+        return []
     problems = []
     for key, text in given.items():
-        if fault := hyperparameters.fault(key, text):
+        # What is not text is the schema's finding, already made.
+        if isinstance(text, str) and (fault := hyperparameters.fault(key, text)):
             line = lines.get(("hyperparameters", key))
             problems.append(Problem(fault.message, line=line, hint=fault.hint, code=fault.code))
     return problems
@@ -202,34 +193,43 @@ def _knob_problems(given: Mapping[str, str | None], lines: Mapping[KeyPath, int]
 
 def _problem(entry: Any, lines: Mapping[KeyPath, int]) -> Problem:
     """pydantic's finding in our words."""
-    at: KeyPath = tuple(part for part in entry["loc"])
-    key = ".".join(str(part) for part in at)
-    line = next((lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines), None)
-    kind, value = entry["type"], entry.get("input")
-    context = entry.get("ctx", {})
-    if kind == "extra_forbidden":
-        known = _known_keys(at[:-1])
-        hint = nearest(str(at[-1]), known) or f"allowed here: {', '.join(known)}"
-        return Problem(
-            f"{key} is not a key of a job file", line=line, hint=hint, code="unknown_key"
-        )
-    if kind == "missing":
-        return Problem(
-            f"{key} is missing", line=line or 1, hint=_MISSING.get(key, ""), code="missing_key"
-        )
-    if kind == "literal_error":
-        allowed = context["expected"].replace("'", "").replace(" or ", ", ")
-        hint = nearest(str(value), allowed.split(", ")) or f"allowed: {allowed}"
-        return Problem(f"{key} is {value!r}", line=line, hint=hint, code="not_allowed")
-    if kind == "string_type":
-        hint = f'write "{_as_text(value)}" in quotes' if not isinstance(value, dict | list) else ""
-        return Problem(
-            f"{key} is {value!r}, and must be text", line=line, hint=hint, code="not_text"
-        )
-    if kind in ("model_type", "dict_type", "model_attributes_type"):
-        return Problem(f"{key} must be a mapping of keys", line=line, code="not_a_mapping")
-    message = str(context["error"]) if kind == "value_error" else entry["msg"].lower()
-    return Problem(f"{key} is {value!r}: {message}", line=line, code=kind)
+    at: KeyPath = tuple(entry["loc"])
+    line = next((lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines), 1)
+    message, hint, code = _words(at, entry)
+    return Problem(f"{'.'.join(map(str, at))} {message}", line=line, hint=hint, code=code)
+
+
+def _words(at: KeyPath, entry: Any) -> tuple[str, str, str]:
+    """Message, hint and code."""
+    value = entry.get("input")
+    match entry["type"]:
+        case "extra_forbidden":
+            known = _known_keys(at[:-1])
+            hint = nearest(str(at[-1]), known) or f"allowed here: {', '.join(known)}"
+            return "is not a key of a job file", hint, "unknown_key"
+        case "missing":
+            return "is missing", _MISSING.get(str(at[0]), ""), "missing_key"
+        case "literal_error" if str(value).replace("_", "").lower() == "azureopenai":
+            hint = "this project fine-tunes the Phi family: model_provider: custom"
+            return (
+                f"{value} is another service (GPT models on Azure OpenAI)",
+                hint,
+                "model_provider",
+            )
+        case "literal_error":
+            allowed = entry["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+            hint = nearest(str(value), allowed.split(", ")) or f"allowed: {allowed}"
+            return f"is {value!r}", hint, "not_allowed"
+        case "string_type":
+            quotable = not isinstance(value, dict | list)
+            hint = f'write "{_as_text(value)}" in quotes' if quotable else ""
+            return f"is {value!r}, and must be text", hint, "not_text"
+        case "model_type" | "dict_type" | "model_attributes_type":
+            return "must be a mapping of keys", "", "not_a_mapping"
+        case "value_error":
+            return f"is {value!r}: {entry['ctx']['error']}", "", "value_error"
+        case kind:
+            return f"is {value!r}: {entry['msg'].lower()}", "", kind
 
 
 _MISSING = {

@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from maas_client.errors import RunDirError
 from maas_client.jobs import Event, EventKind, JobStatus
@@ -140,6 +140,33 @@ class RunDir:
                 return True
         return False
 
+    def note_process(self, pid: int) -> None:
+        """Say which process will train; it takes the lock once it is up."""
+        with (self.path / "lock").open("a+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return  # it is up already, and has said so itself
+            stream.truncate(0)
+            stream.write(str(pid))
+
+    def process(self) -> int | None:
+        """The process that trains, or was to train."""
+        try:
+            text = (self.path / "lock").read_text(encoding="ascii")
+        except FileNotFoundError:
+            return None
+        return int(text) if text.isdigit() else None
+
+    def process_is_alive(self) -> bool:
+        """Whether that process is there and is the runner, not a later one with its number."""
+        pid = self.process()
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes() if pid else b""
+        except OSError:
+            return False
+        return b"local_runner" in words and str(self.path).encode() in words
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; the lock goes when the process does, however it ends.
@@ -149,18 +176,28 @@ class RunDir:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("a+") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _lock(stream):
                 stream.seek(0)
                 raise RunDirError(
                     f"{self.path} is being trained by process {stream.read().strip() or 'unknown'}",
                     hint="Wait for it, or name another directory.",
-                ) from None
+                )
             stream.truncate(0)
             stream.write(str(os.getpid()))
             stream.flush()
             yield
+
+
+def _lock(stream: IO[str]) -> bool:
+    """Take the lock. Whoever only looks whether it is taken holds it for an instant: wait that out."""
+    for _ in range(40):
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+        else:
+            return True
+    return False
 
 
 class EventWriter:

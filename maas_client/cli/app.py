@@ -1,0 +1,201 @@
+"""The commands on a job file and on data, and the tree of all commands."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maas_client.cli import hosting, jobs, render
+from maas_client.cli.options import Base, JobFile, Json, Name, Simulate, TargetName
+
+app = typer.Typer(
+    help="Fine-tune Phi models: one job file for Azure ML, its offline twin, and this machine.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # rich's help costs half of the start-up
+    pretty_exceptions_enable=False,
+)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(hosting.endpoints, name="endpoints")
+app.add_typer(hosting.targets, name="targets")
+app.command()(hosting.deploy)
+app.command()(hosting.undeploy)
+app.command()(hosting.chat)
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="The job file to write.")] = Path("job.yaml"),
+    model: Annotated[str, typer.Option(help="A name of `maas models`.")] = "Phi-3-mini-4k-instruct",
+    data: Annotated[str, typer.Option(help="Training rows, JSONL.")] = "train.jsonl",
+    task: Annotated[
+        str, typer.Option(help="chat_completion or text_completion.")
+    ] = "chat_completion",
+) -> None:
+    """Write a job file to start from."""
+    from maas_client.cli.template import write_job
+
+    render.line(
+        f"wrote {write_job(file, model=model, data=data, task=task)}; next: maas plan {file}"
+    )
+
+
+@app.command()
+def validate(
+    data: Annotated[Path, typer.Argument(help="Rows, JSONL.")],
+    task: Annotated[str, typer.Option(help="What the rows are for.")] = "chat_completion",
+    as_json: Json = False,
+) -> int:
+    """Check every row, and report every bad one. Exit code 0 or 1."""
+    from maas_client.spec.dataset import check
+
+    report = check(data, task)
+    render.dataset(report, as_json=as_json)
+    return 0 if report.ok else 1
+
+
+@app.command()
+def plan(
+    job_file: JobFile,
+    target: TargetName = "local",
+    base: Base = None,
+    as_json: Json = False,
+) -> None:
+    """Show what will happen: values and their sources, rows, tokens, steps, warnings."""
+    from maas_client import flow
+    from maas_client.errors import PlanError
+
+    place = flow.open_target(target)
+    try:
+        render.plan(flow.plan_job(job_file, place, base=base), as_json=as_json)
+    except PlanError:
+        if not as_json:  # the table shows which values were refused; the error says why
+            render.refused(job_file, place)
+        raise
+    finally:
+        place.close()
+
+
+@app.command()
+def run(
+    job_file: JobFile,
+    target: TargetName = "local",
+    base: Base = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where the files go.")] = None,
+    name: Name = None,
+    simulate: Simulate = False,
+    as_json: Json = False,
+) -> None:
+    """Submit a job, follow it, and download what it left."""
+    from maas_client import flow
+
+    place = flow.open_target(target, engine="simulate" if simulate else "train")
+    ready = flow.plan_job(job_file, place, base=base, name=name)
+    render.plan_brief(ready, as_json=as_json)
+    handle = flow.submit(ready, place)
+    jobs.follow_to_the_end(handle, as_json=as_json, again=f"maas run {job_file} --name {handle.id}")
+    render.run_dir(flow.collect(handle, out), as_json=as_json)
+    place.close()
+
+
+@app.command()
+def submit(
+    job_file: JobFile,
+    target: TargetName = "local",
+    base: Base = None,
+    name: Name = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Start a job. With --wait, the exit code is the job's."""
+    from maas_client import flow
+
+    place = flow.open_target(target)
+    ready = flow.plan_job(job_file, place, base=base, name=name)
+    render.plan_brief(ready, as_json=as_json)
+    handle = flow.submit(ready, place)
+    if not wait:
+        render.job(handle.get(), as_json=as_json)
+        render.hint(f"maas jobs follow {handle.id} --target {target}", as_json=as_json)
+        return 0
+    return jobs.follow_to_the_end(handle, as_json=as_json)
+
+
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Argument(help="One model, in full.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the models that can be tuned."""
+    from maas_client.errors import NotFoundError
+    from maas_client.spec.catalog import catalog, find_model
+    from maas_client.spec.loading import nearest
+
+    if name is None:
+        render.models(list(catalog().values()), as_json=as_json)
+        return
+    entry = find_model(name)
+    if entry is None:
+        near = nearest(name, [known.lower() for known in catalog()])
+        raise NotFoundError(f"there is no model {name}", hint=near or "`maas models` lists them.")
+    render.model(entry, as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory with an adapter.")],
+    data: Annotated[Path, typer.Option("--data", help="Held-out rows, JSONL.")],
+    as_json: Json = False,
+) -> None:
+    """Measure the loss on held-out rows, before and after, by the same code."""
+    from maas_client.plan import plan_from_json
+    from maas_client.spec.rundir import RunDir, read_json
+    from maas_client.targets import runner
+
+    run_of = RunDir(run_dir)
+    done = plan_from_json(read_json(run_of.plan_file))
+    runner.require()
+    base = ("--base", done.base.source) if done.base else ()
+    what = ("--model", done.job.model.asset_name, "--task", done.job.task, "--data", str(data))
+    losses = runner.ask("evaluate", *base, *what, "--with-base", "--adapter", str(run_of.adapter))
+    render.evaluation(losses, as_json=as_json)
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
+def mock(context: typer.Context) -> int:
+    """The offline twin of the service: serve, status, env, stop, reset."""
+    from maas_client.targets import runner
+
+    runner.require("starlette", extra="server")
+    return _hand_over("mock", *context.args)
+
+
+@app.command("stand-in")
+def stand_in(
+    verb: Annotated[str, typer.Argument(help="install, or path.")] = "install",
+) -> int:
+    """Bring the stand-in base model: SmolLM2-135M in the Phi-3 architecture."""
+    from maas_client.targets import runner
+
+    runner.require()
+    return _hand_over("stand-in", verb)
+
+
+def _hand_over(*arguments: str) -> int:
+    """Give the terminal to a runner verb; its exit code is ours."""
+    from maas_client.targets import runner
+
+    child = subprocess.Popen(runner.command(*arguments))
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            continue  # the child has it too, and ends in its own time

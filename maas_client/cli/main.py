@@ -1,0 +1,34 @@
+"""Runs a command line and turns errors into exit codes.
+
+0 done · 1 failed · 2 usage, or a job that is refused · 130 interrupted
+"""
+
+from __future__ import annotations
+
+import click
+
+from maas_client.cli import render
+from maas_client.cli.app import app
+from maas_client.errors import MaasError, PlanError, SettingsError, SpecError
+
+_REFUSED = (SpecError, PlanError, SettingsError)
+
+
+def run_cli(arguments: list[str]) -> int:
+    """Run one command line; returns the exit code."""
+    as_json = "--json" in arguments
+    try:
+        code = app(arguments, prog_name="maas", standalone_mode=False)
+    except MaasError as error:
+        render.error(error, as_json=as_json)
+        return 2 if isinstance(error, _REFUSED) else 1
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except BrokenPipeError:
+        return render.closed_pipe()
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,27 @@
+"""The options that mean the same in every command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+TargetName = Annotated[
+    str, typer.Option("--target", "-t", help="Where: local, mock, azure, or a name of maas.toml.")
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        help="Weights to start from, or whose tokenizer counts: a folder, a hub id, stand-in or tiny. "
+        "Without it, the model's own from the Hugging Face cache.",
+    ),
+]
+Name = Annotated[str | None, typer.Option("--name", help="The job's name, instead of the file's.")]
+JobFile = Annotated[Path, typer.Argument(help="Azure ML's fine-tuning YAML.")]
+Simulate = Annotated[
+    bool,
+    typer.Option("--simulate", help="Local only: the same files in a second, nothing trained."),
+]

@@ -1,0 +1,400 @@
+"""Everything that reaches the terminal: rich for people, JSON for programs. The only file that prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maas_client.errors import MaasError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from maas_client.jobs import Endpoint, Event, Job
+    from maas_client.plan import Plan, Resolved
+    from maas_client.serving import Answer
+    from maas_client.settings import TargetSettings
+    from maas_client.spec.catalog import ModelEntry
+    from maas_client.spec.dataset import DatasetReport
+    from maas_client.spec.rundir import RunDir
+    from maas_client.targets.base import Finding, Target
+
+UNKNOWN = "unknown"
+
+
+def line(text: str) -> None:
+    """One line for people."""
+    print(text, flush=True)
+
+
+def done(text: str, *, as_json: bool) -> None:
+    _json({"done": text}) if as_json else line(text)
+
+
+def hint(text: str, *, as_json: bool) -> None:
+    """What to do next; programs know, so they are spared."""
+    if not as_json:
+        print(text, file=sys.stderr, flush=True)
+
+
+def error(problem: MaasError, *, as_json: bool) -> None:
+    """A failure, with every fault and the next step."""
+    if as_json:
+        _json({"error": problem.to_json()})
+        return
+    print(f"error: {problem.message}", file=sys.stderr)
+    for fault in problem.problems:
+        print(f"  {fault}", file=sys.stderr)
+    request = getattr(problem, "request_id", "")
+    if request:
+        print(f"request id: {request}", file=sys.stderr)
+    if problem.hint:
+        print(problem.hint, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def closed_pipe() -> int:
+    """The reader went away (`maas jobs logs … | head`): nobody to tell."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def dataset(report: DatasetReport, *, as_json: bool) -> None:
+    if as_json:
+        _json(report.to_json())
+        return
+    for problem in report.problems:
+        line(f"{report.path}: {problem}")
+    for remark in report.warnings:
+        line(f"{report.path}: remark: {remark}")
+    if report.ok:
+        line(f"{report.path}: {report.rows:,} rows, all good ({report.turns:,} answers to learn)")
+        return
+    rest = report.bad_rows - len({problem.line for problem in report.problems})
+    more = f"; {rest:,} more bad rows are not listed" if rest > 0 else ""
+    line(f"{report.path}: {report.bad_rows:,} of {report.rows:,} rows are bad{more}")
+
+
+def plan(ready: Plan, *, as_json: bool) -> None:
+    """The whole plan."""
+    if as_json:
+        _json(ready.to_json())
+        return
+    console = _console()
+    console.print(_facts(ready))
+    console.print(_values(ready.hyperparameters))
+    for warning in ready.warnings:
+        console.print(f"[yellow]warning:[/] {_escape(warning)}")
+
+
+def plan_brief(ready: Plan, *, as_json: bool) -> None:
+    """What is worth knowing before a job starts: its warnings and its size."""
+    if as_json:
+        return
+    steps = f"{ready.steps:,} steps" if ready.steps else "steps unknown"
+    rows = f"{ready.training.report.rows:,} rows" if ready.training.report else "rows elsewhere"
+    line(f"plan: {ready.job.model.asset_name} on {ready.target}, {rows}, {steps}")
+    for warning in ready.warnings:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+
+def refused(job_file: Path, target: Target) -> None:
+    """The values of a job that the target refuses, the refused ones marked."""
+    from maas_client.plan import resolve
+    from maas_client.spec.loading import load_job
+
+    job = load_job(job_file)
+    _console().print(_values(resolve(job, target.limits(job))))
+
+
+def jobs(found: Sequence[Job], *, as_json: bool) -> None:
+    if as_json:
+        _json([job.to_json() for job in found])
+        return
+    table = _table("job", "status", "created", "model", "registered as")
+    for entry in found:
+        table.add_row(
+            entry.id,
+            _status(entry),
+            _when(entry.created_at),
+            entry.model.rpartition("/models/")[2].replace("/versions/", ":") or entry.model,
+            entry.output_model or "",
+        )
+    _console().print(table)
+
+
+def job(entry: Job, *, as_json: bool) -> None:
+    if as_json:
+        _json(entry.to_json())
+        return
+    rows = {
+        "job": entry.id,
+        "status": _status(entry),
+        "target": entry.target,
+        "model": entry.model,
+        "trained": entry.base,
+        "created": _when(entry.created_at),
+        "ended": _when(entry.ended_at),
+        "registered as": entry.output_model,
+        "look at": entry.url,
+        "reason": entry.error,
+    }
+    for key, value in rows.items():
+        if value:
+            line(f"{key:14} {value}")
+
+
+def job_end(entry: Job, *, as_json: bool) -> None:
+    """How it ended; a failure with its reason."""
+    if as_json:
+        _json({"job": entry.to_json()})
+        return
+    reason = f": {entry.error}" if entry.error else ""
+    line(f"job {entry.id} {_status(entry)}{reason}")
+
+
+def event(entry: Event, *, as_json: bool) -> None:
+    if as_json:
+        _json(entry.to_json())
+        return
+    clock = time.strftime("%H:%M:%S", time.localtime(entry.at))
+    line(f"{clock}  {entry.message}")
+
+
+class Live:
+    """A running job: a progress bar on a terminal, plain lines elsewhere, JSON lines for programs."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._json = as_json
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Live:
+        if not self._json and sys.stdout.isatty():
+            from maas_client.cli.progress import make_bar
+
+            self._bar = make_bar()
+            self._bar.start()
+            self._task = self._bar.add_task("starting", total=None, numbers="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def event(self, entry: Event) -> None:
+        if self._bar is None:
+            event(entry, as_json=self._json)
+        elif entry.kind == "metric":
+            from maas_client.cli.progress import show
+
+            show(self._bar, self._task, entry.data)
+        else:
+            self._bar.console.print(_escape(entry.message), highlight=False)
+
+
+def run_dir(run: RunDir, *, as_json: bool) -> None:
+    if as_json:
+        _json({"run_dir": str(run.path), "adapter": str(run.adapter)})
+        return
+    line(f"files: {run.path}")
+
+
+def evaluation(losses: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        _json(losses)
+        return
+    results = losses["results"]
+    before, after = results[0]["loss"], results[-1]["loss"]
+    line(f"{losses['rows']:,} rows, {losses['tokens']:,} trained tokens, on {losses['base']}")
+    line(f"loss before {before:.4f}  after {after:.4f}  ({(after / before - 1) * 100:+.1f} %)")
+
+
+def models(entries: Iterable[ModelEntry], *, as_json: bool) -> None:
+    if as_json:
+        _json([_entry(entry) for entry in entries])
+        return
+    table = _table("model", "versions", "context", "tuned", "retired", "use instead")
+    for entry in entries:
+        table.add_row(
+            entry.name,
+            f"{entry.versions[0]}-{entry.versions[-1]}"
+            if len(entry.versions) > 1
+            else entry.versions[0],
+            f"{entry.context:,}",
+            "serverless" if entry.serverless else "managed compute",
+            str(entry.retired or ""),
+            entry.replacement or "",
+        )
+    _console().print(table)
+
+
+def model(entry: ModelEntry, *, as_json: bool) -> None:
+    if as_json:
+        _json(_entry(entry))
+        return
+    for key, value in _entry(entry).items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else value
+        line(f"{key:16} {UNKNOWN if text in ('', None) else text}")
+
+
+def endpoints(found: Sequence[Endpoint], *, as_json: bool) -> None:
+    if as_json:
+        _json([entry.to_json() for entry in found])
+        return
+    table = _table("endpoint", "state", "model", "since")
+    for entry in found:
+        table.add_row(entry.name, entry.state, entry.model, _when(entry.created_at))
+    _console().print(table)
+
+
+def endpoint(entry: Endpoint, *, as_json: bool) -> None:
+    if as_json:
+        _json(entry.to_json())
+        return
+    line(f"{entry.name}  {entry.state}  {entry.model}\n{entry.scoring_uri}")
+
+
+def billing(target: str, *, as_json: bool) -> None:
+    """Said wherever somebody pays by the hour."""
+    hint(
+        f"Hosting is billed by the hour until `maas undeploy NAME --target {target}`.",
+        as_json=as_json,
+    )
+
+
+def keys(pair: tuple[str, str], *, as_json: bool) -> None:
+    if as_json:
+        _json({"primary": pair[0], "secondary": pair[1]})
+        return
+    line(f"primary    {pair[0]}\nsecondary  {pair[1]}")
+
+
+def answer(given: Answer) -> None:
+    _json(asdict(given))
+
+
+def stream(pieces: Iterator[str]) -> None:
+    """An answer as it is made."""
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print(flush=True)
+
+
+def targets(found: Mapping[str, TargetSettings], *, as_json: bool) -> None:
+    """Targets with their settings; secrets are not among what is shown."""
+    rows = {
+        name: {key: value for key, value in asdict(entry).items() if key != "identity_header"}
+        for name, entry in found.items()
+    }
+    if as_json:
+        _json(rows)
+        return
+    table = _table("target", "kind", "where")
+    for name, row in rows.items():
+        if "runs" in row:
+            table.add_row(name, "local", row["runs"])
+        else:
+            kind = "azure_ml, a mock" if row["resource_manager"] else "azure_ml"
+            table.add_row(name, kind, f"{row['resource_group']}/{row['workspace']}")
+    _console().print(table)
+
+
+def findings(found: Sequence[Finding], *, as_json: bool) -> None:
+    if as_json:
+        _json([asdict(finding) for finding in found])
+        return
+    for finding in found:
+        step = f"  -> {finding.next_step}" if finding.next_step else ""
+        line(f"{'ok' if finding.ok else 'NO':3} {finding.name:24} {finding.detail}{step}")
+
+
+def _facts(ready: Plan) -> Table:
+    table = _table(f"plan for {ready.target}", "")
+    training, tokens, forecast = ready.training, ready.tokens, ready.forecast
+    rows = {
+        "model": ready.job.model.path,
+        "trained from": ready.base.label if ready.base else None,
+        "base digest": f"sha256 {ready.base.digest[:16]}…" if ready.base else None,
+        "training data": f"{training.path} ({_rows(training.report)})",
+        "validation data": f"{ready.validation.path} ({_rows(ready.validation.report)})"
+        if ready.validation
+        else "none",
+        "tokens": f"{tokens.total:,} in an epoch, {tokens.trained:,} trained, longest row {tokens.longest:,}"
+        if tokens
+        else f"{UNKNOWN}: the model's tokenizer is not on this machine",
+        "counted by": tokens.counted_by if tokens else None,
+        "steps": f"{ready.steps:,}" if ready.steps else UNKNOWN,
+        "seed": str(ready.seed),
+        "threads": str(ready.threads) if ready.threads else None,
+        "cost": f"{forecast.cost_usd:.2f} USD" if forecast.cost_usd is not None else UNKNOWN,
+        "memory": f"{forecast.memory_bytes:,} bytes"
+        if forecast.memory_bytes is not None
+        else UNKNOWN,
+        "time": f"{forecast.seconds:.0f} s" if forecast.seconds is not None else UNKNOWN,
+    }
+    for key, value in rows.items():
+        if value is not None:
+            table.add_row(key, _escape(value))
+    return table
+
+
+def _values(resolved: Sequence[Resolved]) -> Table:
+    table = _table("hyperparameter", "value", "", "from")
+    colours = {"given": "green", "default": "dim", "ignored": "yellow", "refused": "red"}
+    for entry in resolved:
+        colour = colours[entry.treatment]
+        source = entry.source + (f" ({entry.note})" if entry.note else "")
+        value = str(entry.value).lower() if isinstance(entry.value, bool) else str(entry.value)
+        table.add_row(entry.key, value, f"[{colour}]{entry.treatment}[/]", _escape(source))
+    return table
+
+
+def _rows(report: DatasetReport | None) -> str:
+    return f"{report.rows:,} rows" if report else "elsewhere, not looked at"
+
+
+def _entry(entry: ModelEntry) -> dict[str, Any]:
+    return json.loads(json.dumps({"asset": entry.asset_id(), **asdict(entry)}, default=str))  # type: ignore[no-any-return]
+
+
+def _status(entry: Job) -> str:
+    return f"{entry.status} (simulated)" if entry.simulated else str(entry.status)
+
+
+def _when(seconds: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else ""
+
+
+def _json(data: Any) -> None:
+    print(json.dumps(data, ensure_ascii=False), flush=True)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 120  # a pipe has no width; a path must not be folded
+    return Console(width=width)
+
+
+def _table(*columns: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

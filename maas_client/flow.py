@@ -1,0 +1,208 @@
+"""The journey, in order: load, plan, submit, follow, download, deploy, chat."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from maas_client.errors import RunnerError, TargetError
+from maas_client.handle import JobHandle
+from maas_client.jobs import Endpoint, Event, JobStatus
+from maas_client.plan import BaseInfo, DataPlan, Plan, TokenCount, make_plan
+from maas_client.serving import Chat
+from maas_client.settings import AzureMLSettings, LocalSettings, TargetSettings, find_target
+from maas_client.spec.dataset import check
+from maas_client.spec.job import DataInput, FineTuningJob
+from maas_client.spec.limits import Limits
+from maas_client.spec.loading import load_job
+from maas_client.spec.rundir import RunDir
+from maas_client.targets import runner
+from maas_client.targets.base import HostingTarget, Target
+from maas_client.targets.local import LocalTarget
+
+OnEvent = Callable[[Event], None]
+
+
+def open_target(target: str | TargetSettings = "local", *, engine: str = "train") -> Target:
+    """The target of that name in the settings.
+
+    Args:
+        target: a name from `maas targets list`, or settings made in code.
+        engine: `train`, or `simulate` for a local run that trains nothing.
+
+    Raises:
+        SettingsError: there is no such target.
+    """
+    settings = find_target(target) if isinstance(target, str) else target
+    match settings:
+        case LocalSettings():
+            return LocalTarget(settings, engine=engine)
+        case AzureMLSettings():
+            from maas_client.targets.azure_ml import AzureMLTarget  # not everyone has it
+
+            return AzureMLTarget(settings)
+
+
+def plan_job(
+    job_file: str | Path, target: Target, *, base: str | None = None, name: str | None = None
+) -> Plan:
+    """Load a job file, check its rows, count its tokens, and ask the target's limits.
+
+    Args:
+        job_file: Azure ML's fine-tuning YAML.
+        target: where the job will run.
+        base: the weights a local run starts from, or whose tokenizer counts: a folder, a hub id,
+            `stand-in` or `tiny`. Without it, the model's own from the Hugging Face cache.
+        name: the job's name, instead of the file's.
+
+    Raises:
+        SpecError: the file is wrong.
+        PlanError: the target would refuse the job.
+        BaseModelError: a local run has no weights to start from.
+    """
+    file = Path(job_file)
+    job = load_job(file)
+    if name is not None:
+        job = FineTuningJob.model_validate(job.to_dict() | {"name": name})
+    limits = target.limits(job)
+    training = _data(job.training_data, job.task, file.parent)
+    validation = _data(job.validation_data, job.task, file.parent) if job.validation_data else None
+    info, tokens = None, None
+    local = target if isinstance(target, LocalTarget) else None
+    if training.report and training.report.ok:
+        trains = local is not None and local.engine == "train"
+        info, tokens = _base_and_tokens(job, limits, training, base, trains=trains)
+    return make_plan(
+        job.rebased(file.parent, Path.cwd()),
+        limits,
+        training=training,
+        validation=validation,
+        base=info if local else None,
+        tokens=tokens,
+        threads=runner.threads() if local else None,
+    )
+
+
+def submit(ready: Plan, target: Target) -> JobHandle:
+    """Start a planned job. A job without a name gets one, so that trying again is the same job."""
+    if ready.target != target.name:
+        raise TargetError(
+            f"the plan was made for {ready.target}, not for {target.name}",
+            hint=f"Plan again with --target {target.name}.",
+        )
+    if ready.job.name is None:
+        named = ready.job.model_copy(update={"name": _new_name(ready.job)})
+        ready = replace(ready, job=named)
+    return JobHandle(target, target.submit(ready).id)
+
+
+def run(
+    job_file: str | Path,
+    target: Target,
+    dest: str | Path | None = None,
+    *,
+    base: str | None = None,
+    name: str | None = None,
+    on_event: OnEvent = lambda _: None,
+) -> RunDir:
+    """Plan, submit, follow and download.
+
+    Args:
+        job_file: Azure ML's fine-tuning YAML.
+        target: where to run it.
+        dest: where the files go; a local run without it stays in its own run directory.
+        base: see `plan_job`.
+        name: see `plan_job`.
+        on_event: told each event as it happens.
+
+    Raises:
+        TargetError: the job did not succeed; the message says why.
+    """
+    handle = submit(plan_job(job_file, target, base=base, name=name), target)
+    for event in handle.follow():
+        on_event(event)
+    return collect(handle, dest)
+
+
+def collect(handle: JobHandle, dest: str | Path | None = None) -> RunDir:
+    """Download a job that succeeded.
+
+    Raises:
+        TargetError: it did not succeed; the message says why.
+    """
+    job = handle.get()
+    if job.status is not JobStatus.SUCCEEDED:
+        raise TargetError(f"job {job.id} {job.status}: {job.error or 'no reason given'}")
+    if dest is None and isinstance(handle.target, LocalTarget):
+        return RunDir(handle.target.path(job.id))
+    return handle.download(Path(dest) if dest else Path("runs") / job.id)
+
+
+def deploy(model: str, target: Target, *, endpoint: str | None = None) -> Endpoint:
+    """Serve a registered model. On a hosted target that is billed by the hour until `undeploy`."""
+    name = endpoint or re.sub(r"[^a-zA-Z0-9-]", "-", model.partition(":")[0])
+    return hosting(target).deploy(model, endpoint=name)
+
+
+def open_chat(name: str, target: Target, settings: TargetSettings | None = None) -> Chat:
+    """A line to a deployed model."""
+    host = hosting(target)
+    known = settings or find_target(target.name)
+    endpoint = host.endpoint(name)
+    if not endpoint.scoring_uri:
+        raise TargetError(f"endpoint {name} is {endpoint.state}: it has no address yet")
+    ca = known.ca if isinstance(known, AzureMLSettings) else None
+    return Chat(endpoint.scoring_uri, host.keys(name)[0], ca=ca)
+
+
+def hosting(target: Target) -> HostingTarget:
+    """The target as one that serves models.
+
+    Raises:
+        TargetError: it does not.
+    """
+    if not isinstance(target, HostingTarget):
+        raise TargetError(
+            f"{target.name} does not host models", hint="Name a hosted target with --target."
+        )
+    return target
+
+
+def _data(data: DataInput, task: str, folder: Path) -> DataPlan:
+    if data.is_remote:
+        return DataPlan(data.path)
+    file = data.local_path(folder)
+    return DataPlan(str(file), check(file, task))
+
+
+def _base_and_tokens(
+    job: FineTuningJob, limits: Limits, training: DataPlan, base: str | None, *, trains: bool
+) -> tuple[BaseInfo | None, TokenCount | None]:
+    """What will be trained, and its token count; unknown where there is no tokenizer to count with."""
+    given = job.hyperparameters.get("max_seq_length") or (
+        limits.model.defaults.get("max_seq_length") if limits.model else None
+    )
+    length = int(given) if given and given.lstrip("-").isdigit() else -1
+    try:
+        return runner.count_tokens(
+            base,
+            model=job.model.asset_name,
+            task=job.task,
+            data=Path(training.path),
+            max_seq_length=length if length > 0 else None,
+        )
+    except RunnerError:
+        # A hosted or simulated job needs no weights here; without them its count is unknown.
+        if trains or base is not None:
+            raise
+        return None, None
+
+
+def _new_name(job: FineTuningJob) -> str:
+    words = re.sub(r"[^a-z0-9]+", "-", (job.display_name or job.model.asset_name).lower()).strip(
+        "-"
+    )
+    return f"{words[:40] or 'job'}-{secrets.token_hex(3)}"

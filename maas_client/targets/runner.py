@@ -1,0 +1,103 @@
+"""Starts the local runner. The client runs it in child processes, and never imports it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from maas_client.errors import BaseModelError, DatasetError, MaasError, RunDirError, RunnerError
+from maas_client.plan import BaseInfo, TokenCount
+
+_ERRORS: dict[str, type[MaasError]] = {
+    kind.__name__: kind for kind in (BaseModelError, DatasetError, RunDirError, RunnerError)
+}
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line of a runner verb."""
+    return [sys.executable, "-m", "local_runner", *arguments]
+
+
+def require(module: str = "torch", *, extra: str = "train") -> None:
+    """Say which extra to install where the runner, or what it needs, is missing.
+
+    Raises:
+        RunnerError: it is missing.
+    """
+    for name in ("local_runner", module):
+        if importlib.util.find_spec(name) is None:
+            raise RunnerError(
+                f"the local runner needs {name}, which is not installed",
+                hint=f'pip install "maas-finetune[{extra}]"',
+            )
+
+
+def threads() -> int:
+    """Threads that a run uses: OMP_NUM_THREADS, else the cores this process may use."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) > 0 else len(os.sched_getaffinity(0))
+
+
+def ask(*arguments: str) -> dict[str, Any]:
+    """Run a verb that prints one JSON object, and return the object.
+
+    Raises:
+        MaasError: the runner's own error, by its type.
+    """
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    try:
+        answer = json.loads(lines[-1]) if lines else {}
+    except ValueError:
+        answer = {}
+    if isinstance(raw := answer.get("error"), dict):
+        kind = _ERRORS.get(raw.get("type", ""), RunnerError)
+        raise kind(raw.get("message", ""), hint=raw.get("hint", ""))
+    if done.returncode != 0 or not isinstance(answer, dict) or not answer:
+        tail = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise RunnerError(f"local_runner {arguments[0]} ended with {done.returncode}: {tail}")
+    return answer
+
+
+def base_info(base: str | None, *, model: str) -> BaseInfo:
+    """The weights that `--base` names, or that the catalogue names for the model."""
+    require()
+    return BaseInfo(**ask("base", *_base(base), "--model", model))
+
+
+def count_tokens(
+    base: str | None,
+    *,
+    model: str,
+    task: str,
+    data: Path,
+    max_seq_length: int | None = None,
+) -> tuple[BaseInfo, TokenCount]:
+    """Count the tokens of a dataset with the base model's own tokenizer."""
+    require()
+    length = () if max_seq_length is None else ("--max-seq-length", str(max_seq_length))
+    where = ("--model", model, "--task", task, "--data", str(data))
+    answer = ask("count", *_base(base), *where, *length)
+    return BaseInfo(**answer["base"]), TokenCount(**answer["tokens"])
+
+
+def spawn(arguments: Sequence[str], *, log: Path) -> subprocess.Popen[bytes]:
+    """Start a verb that lives on by itself; what it prints goes to `log`."""
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            command(*arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stream,
+            start_new_session=True,  # Ctrl-C is ours to hand on, once
+        )
+
+
+def _base(base: str | None) -> tuple[str, ...]:
+    return () if base is None else ("--base", base)
