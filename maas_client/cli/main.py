@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
-import click
+import typer
 
 from maas_client.cli import render
 from maas_client.cli.app import app
 from maas_client.errors import MaasError, PlanError, SettingsError, SpecError
+
+# typer brought its own copy of click at some version; BadParameter's ancestor is right in both.
+_ClickError: type[Exception] = typer.BadParameter.__mro__[2]
 
 _REFUSED = (SpecError, PlanError, SettingsError)
 
@@ -22,12 +25,12 @@ def run_cli(arguments: list[str]) -> int:
     except MaasError as error:
         render.error(error, as_json=as_json)
         return 2 if isinstance(error, _REFUSED) else 1
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return 130
-    except click.ClickException as error:
-        error.show()
+    except _ClickError as error:
+        error.show()  # type: ignore[attr-defined]
         return 2
     except BrokenPipeError:
         return render.closed_pipe()

@@ -15,7 +15,9 @@ def home() -> Path:
 
 
 def mock_home() -> Path:
-    """The mock server's state: its store, certificates, and `server.json` while it runs."""
+    """The mock server's store, certificates, and `server.json` while it runs: `$MAAS_MOCK_HOME`, else under `home`."""
+    if given := os.environ.get("MAAS_MOCK_HOME"):
+        return Path(given).expanduser().resolve()
     return home() / "mock"
 
 

@@ -1,0 +1,72 @@
+"""What every test shares: no network, an own home, and no process left behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # an offline look-up costs 20 s
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+JOB = """\
+$schema: https://azuremlschemas.azureedge.net/latest/FineTuningJob.schema.json
+type: finetuning
+task: chat_completion
+model_provider: custom
+model:
+  path: azureml://registries/azureml/models/Phi-3-mini-4k-instruct/versions/15
+  type: mlflow_model
+training_data:
+  path: train.jsonl
+  type: uri_file
+hyperparameters:
+  learning_rate: "0.00002"
+outputs:
+  registered_model:
+    name: my-model
+    type: mlflow_model
+"""
+
+ROW = (
+    '{"messages": [{"role": "user", "content": "Where is the tap?"},'
+    ' {"role": "assistant", "content": "Left."}]}'
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home of the tests' own, unless the caller brings one (and with it a converted stand-in)."""
+    given = os.environ.get("MAAS_HOME")
+    home = Path(given) if given else tmp_path_factory.mktemp("maas-home")
+    os.environ["MAAS_HOME"] = str(home)
+    os.environ["MAAS_MOCK_HOME"] = str(tmp_path_factory.mktemp("mock-home"))
+    yield home
+    left = runners()
+    assert not left, f"processes were left behind: {left}"
+
+
+def runners() -> dict[int, str]:
+    """Our own processes that are still there, by their command lines."""
+    found = {}
+    me = os.environ["MAAS_MOCK_HOME"].encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes()
+            environment = (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if b"local_runner" in words and me in environment:
+            found[int(folder.name)] = words.replace(b"\0", b" ").decode()
+    return found
+
+
+@pytest.fixture
+def job_folder(tmp_path: Path) -> Path:
+    """A folder with a job file and three good rows."""
+    (tmp_path / "job.yaml").write_text(JOB)
+    rows = [ROW.replace("tap", word) for word in ("tap", "door", "lamp")]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows) + "\n")
+    return tmp_path
