@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from maas_client.handle import JobHandle
     from maas_client.jobs import Endpoint, Event, Job, JobStatus
     from maas_client.plan import Plan
+    from maas_client.serving import Chat
     from maas_client.spec.dataset import DatasetReport, check
     from maas_client.spec.job import FineTuningJob
     from maas_client.spec.loading import dump_job, load_job
     from maas_client.spec.rundir import RunDir
+    from maas_client.targets.base import Target
 
 # Loaded when first used: a program that only reads a job file does not wait for the rest.
 _HOME = {
@@ -48,6 +50,8 @@ _HOME = {
     "DatasetReport": "spec.dataset",
     "check": "spec.dataset",
     "RunDir": "spec.rundir",
+    "Chat": "serving",
+    "Target": "targets.base",
     "Plan": "plan",
     "JobHandle": "handle",
     "open_target": "flow",
@@ -58,9 +62,11 @@ _HOME = {
     "deploy": "flow",
     "hosting": "flow",
     "open_chat": "flow",
+    "open_local_chat": "flow",
 }
 
 __all__ = [
+    "Chat",
     "DatasetReport",
     "Endpoint",
     "Event",
@@ -71,6 +77,7 @@ __all__ = [
     "MaasError",
     "Plan",
     "RunDir",
+    "Target",
     "check",
     "collect",
     "deploy",
@@ -78,6 +85,7 @@ __all__ = [
     "hosting",
     "load_job",
     "open_chat",
+    "open_local_chat",
     "open_target",
     "plan_job",
     "run",

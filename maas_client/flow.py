@@ -11,14 +11,21 @@ from pathlib import Path
 from maas_client.errors import RunnerError, TargetError
 from maas_client.handle import JobHandle
 from maas_client.jobs import Endpoint, Event, JobStatus
-from maas_client.plan import BaseInfo, DataPlan, Plan, TokenCount, make_plan
-from maas_client.serving import Chat
+from maas_client.plan import (
+    BaseInfo,
+    DataPlan,
+    Plan,
+    TokenCount,
+    make_plan,
+    plan_from_json,
+)
+from maas_client.serving import Chat, EndpointChat, LocalChat
 from maas_client.settings import AzureMLSettings, LocalSettings, TargetSettings, find_target
 from maas_client.spec.dataset import check
 from maas_client.spec.job import DataInput, FineTuningJob
 from maas_client.spec.limits import Limits
 from maas_client.spec.loading import load_job
-from maas_client.spec.rundir import RunDir
+from maas_client.spec.rundir import RunDir, read_json
 from maas_client.targets import runner
 from maas_client.targets.base import HostingTarget, Target
 from maas_client.targets.local import LocalTarget
@@ -155,7 +162,21 @@ def open_chat(name: str, target: Target, settings: TargetSettings | None = None)
     if not endpoint.scoring_uri:
         raise TargetError(f"endpoint {name} is {endpoint.state}: it has no address yet")
     ca = known.ca if isinstance(known, AzureMLSettings) else None
-    return Chat(endpoint.scoring_uri, host.keys(name)[0], ca=ca)
+    return EndpointChat(endpoint.scoring_uri, host.keys(name)[0], ca=ca)
+
+
+def open_local_chat(what: str | Path) -> Chat:
+    """Weights on this machine: a run directory's adapter on its base, or a base alone.
+
+    Args:
+        what: a run directory, or what `--base` takes.
+    """
+    run = RunDir(Path(what))
+    if not run.plan_file.exists():
+        return LocalChat(str(what), model=str(what))
+    done = plan_from_json(read_json(run.plan_file))
+    base = done.base.source if done.base else None
+    return LocalChat(base, model=done.job.model.asset_name, adapter=run.adapter)
 
 
 def hosting(target: Target) -> HostingTarget:

@@ -15,7 +15,10 @@ def home() -> Path:
 
 
 def mock_home() -> Path:
-    """The mock server's store, certificates, and `server.json` while it runs: `$MAAS_MOCK_HOME`, else under `home`."""
+    """The mock server's store, certificates, and `server.json` while it runs.
+
+    `$MAAS_MOCK_HOME`, else a folder under `home()`: tests and demos have a mock of their own.
+    """
     if given := os.environ.get("MAAS_MOCK_HOME"):
         return Path(given).expanduser().resolve()
     return home() / "mock"

@@ -73,7 +73,7 @@ class LocalTarget:
         write_json(run.plan_file, plan.to_json())
         run.cancel_file.unlink(missing_ok=True)
         run.write_status(RunStatus(JobStatus.QUEUED, base=plan.base.label if plan.base else ""))
-        child = runner.spawn((self.engine, str(run.path)), log=run.log_file)
+        child = runner.spawn((self.engine, "--quiet", str(run.path)), log=run.log_file)
         self._children[plan.job.name] = child
         run.note_process(child.pid)
         return self.get(plan.job.name)

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,7 @@ def ask(*arguments: str) -> dict[str, Any]:
     except ValueError:
         answer = {}
     if isinstance(raw := answer.get("error"), dict):
-        kind = _ERRORS.get(raw.get("type", ""), RunnerError)
-        raise kind(raw.get("message", ""), hint=raw.get("hint", ""))
+        raise _error(raw)
     if done.returncode != 0 or not isinstance(answer, dict) or not answer:
         tail = "\n".join(done.stderr.strip().splitlines()[-5:])
         raise RunnerError(f"local_runner {arguments[0]} ended with {done.returncode}: {tail}")
@@ -97,6 +96,81 @@ def spawn(arguments: Sequence[str], *, log: Path) -> subprocess.Popen[bytes]:
             stderr=stream,
             start_new_session=True,  # Ctrl-C is ours to hand on, once
         )
+
+
+class Answers:
+    """A child process that answers with local weights, with or without an adapter.
+
+    Args:
+        base: as for `--base`.
+        model: the catalogue's name of the base model.
+    """
+
+    def __init__(self, base: str | None, *, model: str) -> None:
+        require()
+        self._child = subprocess.Popen(
+            command("answer", *_base(base), "--model", model),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._asked = 0
+        self.last: dict[str, Any] = {}
+        """How the last answer ended: `finish_reason` and `usage`."""
+        self.base = BaseInfo(**self._read()["base"])
+
+    def ask(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        adapter: Path | None = None,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """The answer in pieces, as they are made."""
+        assert self._child.stdin is not None  # noqa: S101 - opened as a pipe above
+        self._asked += 1
+        question = {
+            "id": str(self._asked),
+            "adapter": str(adapter.resolve()) if adapter else None,
+            "messages": [dict(message) for message in messages],
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+        }
+        self._child.stdin.write(json.dumps(question) + "\n")
+        self._child.stdin.flush()
+        while True:
+            answer = self._read()
+            if answer.get("done"):
+                self.last = answer
+                return
+            if "delta" in answer:
+                yield answer["delta"]
+
+    def close(self) -> None:
+        """End the child: it stops when nobody asks any more."""
+        self._child.communicate()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._child.stdout is not None  # noqa: S101 - opened as a pipe above
+        answer = json.loads(self._child.stdout.readline() or "{}")
+        if not answer:
+            _, words = self._child.communicate()
+            raise RunnerError(f"the answering process ended: {words.strip()[-500:]}")
+        if (raw := answer.get("error")) is not None:
+            if isinstance(raw, str):
+                raise RunnerError(raw)
+            raise _error(raw)
+        return dict(answer)
+
+
+def _error(raw: Mapping[str, Any]) -> MaasError:
+    """The runner's own error, by its type."""
+    kind = _ERRORS.get(raw.get("type", ""), RunnerError)
+    return kind(raw.get("message", ""), hint=raw.get("hint", ""))
 
 
 def _base(base: str | None) -> tuple[str, ...]:

@@ -1,0 +1,186 @@
+"""`python -m local_runner VERB`: where engine and run directory meet. Prints JSON lines.
+
+Exit codes: 0 done · 1 failed · 2 usage · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maas_client.errors import MaasError
+from maas_client.jobs import Event, JobStatus
+from maas_client.spec.rundir import RunDir, RunStatus
+
+_EXIT = {JobStatus.SUCCEEDED: 0, JobStatus.CANCELLED: 130}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one verb; returns the exit code."""
+    if arguments[:1] == ["mock"]:
+        from local_runner.mock_server.cli import main as mock
+
+        return mock(list(arguments[1:]))
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except MaasError as error:
+        _print({"error": error.to_json()})
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        _print({"error": MaasError(str(error)).to_json()})
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m local_runner", description=__doc__)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(
+        name: str, run: Callable[[argparse.Namespace], int], words: str
+    ) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=words)
+        made.set_defaults(run=run)
+        return made
+
+    for name, run, words in (
+        ("train", _train, "train a run directory's plan, or go on with it"),
+        ("simulate", _simulate, "the same files in a second, nothing trained"),
+    ):
+        made = verb(name, run, words)
+        made.add_argument("run_dir", type=Path)
+        made.add_argument("--quiet", action="store_true", help="print no events")
+    made.add_argument("--seconds", type=float, default=1.0)
+
+    made = verb("base", _base, "which weights --base names")
+    _add_base(made)
+    made = verb("count", _count, "count the tokens of a dataset")
+    _add_base(made)
+    _add_data(made)
+    made = verb("evaluate", _evaluate, "the loss on a dataset")
+    _add_base(made)
+    _add_data(made)
+    made.add_argument("--adapter", type=Path, action="append", default=[])
+    made.add_argument("--with-base", action="store_true", help="the base alone, first")
+    made = verb("answer", _answer, "answer questions that come as JSON lines")
+    _add_base(made)
+    made = verb("stand-in", _stand_in, "bring the stand-in model")
+    made.add_argument("what", choices=("install", "path"))
+    verbs.add_parser("mock", help="the offline twin of the service")
+    return parser
+
+
+def _add_base(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base", help="a folder, a hub id, stand-in or tiny")
+    parser.add_argument("--model", default="", help="the job's base model, by its catalogue name")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", default="chat_completion")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--max-seq-length", type=int, default=-1)
+
+
+def _train(options: argparse.Namespace) -> int:
+    # Idle threads that spin take the other cores' time on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from local_runner.train import train  # torch
+
+    return _end(train(RunDir(options.run_dir.resolve()), on_event=_printer(options)))
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from local_runner.simulate import simulate
+
+    run = RunDir(options.run_dir.resolve())
+    return _end(simulate(run, seconds=options.seconds, on_event=_printer(options)))
+
+
+def _printer(options: argparse.Namespace) -> Callable[[Event], None]:
+    return (lambda _: None) if options.quiet else (lambda event: _print(event.to_json()))
+
+
+def _end(status: RunStatus) -> int:
+    return _EXIT.get(status.status, 1)
+
+
+def _base(options: argparse.Namespace) -> int:
+    from local_runner.models.base import resolve
+
+    _print(resolve(options.base, model=options.model).info.to_json())
+    return 0
+
+
+def _count(options: argparse.Namespace) -> int:
+    from local_runner import data
+    from local_runner.models import base as bases
+
+    base = bases.resolve(options.base, model=options.model)
+    length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
+    examples = data.load_examples(
+        data.ChatTokenizer(base.folder), options.data, task=options.task, max_length=length
+    )
+    tokens = data.count(examples, counted_by=f"the tokenizer of {base.info.label}")
+    _print({"base": base.info.to_json(), "tokens": tokens.to_json()})
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from peft import PeftModel
+
+    from local_runner import data
+    from local_runner.evaluate import mean_loss
+    from local_runner.models import base as bases
+
+    base = bases.resolve(options.base, model=options.model)
+    tokenizer = data.ChatTokenizer(base.folder)
+    length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
+    rows = data.load_examples(tokenizer, options.data, task=options.task, max_length=length)
+    model = bases.load(base)
+    results: list[dict[str, Any]] = []
+    if options.with_base:
+        results.append({"adapter": None, "loss": mean_loss(model, rows, pad_id=tokenizer.eos_id)})
+    for adapter in options.adapter:
+        adapted = PeftModel.from_pretrained(model, adapter)
+        loss = mean_loss(adapted, rows, pad_id=tokenizer.eos_id)
+        results.append({"adapter": str(adapter), "loss": loss})
+        model = adapted.unload()
+    tokens = data.count(rows, counted_by="").trained
+    _print({"rows": len(rows), "tokens": tokens, "base": base.info.label, "results": results})
+    return 0
+
+
+def _answer(options: argparse.Namespace) -> int:
+    from local_runner.answering import serve
+    from local_runner.models.base import resolve
+
+    serve(resolve(options.base, model=options.model), sys.stdin, sys.stdout)
+    return 0
+
+
+def _stand_in(options: argparse.Namespace) -> int:
+    from local_runner.models import stand_in
+
+    if options.what == "install":
+        print(f"{stand_in.LABEL}\n{stand_in.install()}")
+    else:
+        print(stand_in.stand_in_home())
+    return 0
+
+
+def _print(data: Mapping[str, Any]) -> None:
+    print(json.dumps(data, ensure_ascii=False), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

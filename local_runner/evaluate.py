@@ -1,0 +1,68 @@
+"""The loss on rows: mean over the tokens that are trained, the same code before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from local_runner.data import Example
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows side by side, padded on the right."""
+
+    ids: torch.Tensor
+    """[rows, longest]"""
+    real: torch.Tensor
+    """[rows, longest], 1 where there is a token."""
+    trained: torch.Tensor
+    """[rows, longest], True where the prediction of the token counts."""
+
+
+def pad(rows: Sequence[Example], pad_id: int) -> Batch:
+    """Lay rows side by side."""
+    longest = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), longest), pad_id)
+    real = torch.zeros((len(rows), longest), dtype=torch.long)
+    trained = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for place, row in enumerate(rows):
+        length = len(row.ids)
+        ids[place, :length] = torch.tensor(row.ids)
+        real[place, :length] = 1
+        trained[place, :length] = torch.tensor(row.trained)
+    return Batch(ids, real, trained)
+
+
+def answer_logits(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits where a trained token is predicted, and those tokens.
+
+    The head is the largest product of a small model: it is taken only where the loss looks.
+
+    Returns:
+        [answers, vocabulary] in fp32, and [answers].
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole = bool(batch.real.all())  # no padding: plain causal attention, the faster kernel
+    hidden = inner.model(
+        input_ids=batch.ids, attention_mask=None if whole else batch.real, use_cache=False
+    ).last_hidden_state
+    # The token at position t is predicted by the hidden state at t - 1.
+    wanted = batch.trained[:, 1:]
+    return inner.lm_head(hidden[:, :-1][wanted]).float(), batch.ids[:, 1:][wanted]
+
+
+@torch.no_grad()
+def mean_loss(model: Any, rows: Sequence[Example], *, pad_id: int, batch: int = 1) -> float:
+    """Mean loss in nats over every trained token of the rows."""
+    model.eval()
+    total, tokens = 0.0, 0
+    for start in range(0, len(rows), batch):
+        logits, targets = answer_logits(model, pad(rows[start : start + batch], pad_id))
+        total += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+        tokens += len(targets)
+    return total / tokens

@@ -1,0 +1,56 @@
+"""manifest.json: a digest of every input and output, and what made them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import TYPE_CHECKING
+
+from maas_client.plan import Plan
+from maas_client.spec.rundir import RunDir, file_digest, write_json
+
+if TYPE_CHECKING:
+    from local_runner.models.base import Base
+
+_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "maas-finetune")
+
+
+def write(run: RunDir, plan: Plan, base: Base | None, *, simulated: bool = False) -> None:
+    """Write the manifest of a run that has ended well."""
+    inputs = {}
+    for name, data in (("training_data", plan.training), ("validation_data", plan.validation)):
+        if data and data.report:
+            inputs[name] = {"path": data.path, "sha256": data.report.sha256}
+    outputs = [
+        file
+        for folder in (run.adapter, run.merged)
+        if folder.is_dir()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    ]
+    digests = {str(file.relative_to(run.path)): file_digest(file) for file in outputs}
+    write_json(
+        run.manifest_file,
+        {
+            "simulated": simulated,
+            "base": base.info.to_json() if base else None,
+            "inputs": inputs,
+            "plan_sha256": file_digest(run.plan_file),
+            "outputs": digests,
+            "seed": plan.seed,
+            "threads": plan.threads,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "packages": {} if simulated else _versions(),
+        },
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,1 @@
+"""Base models: where they are, what they are, and how they are loaded."""

@@ -1,0 +1,150 @@
+"""`--base` -> a folder with safetensors, a tokenizer and a chat template, and what it is in words."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from local_runner.models import stand_in, tiny
+from maas_client.errors import BaseModelError
+from maas_client.plan import BaseInfo
+from maas_client.spec.catalog import find_model
+from maas_client.spec.rundir import file_digest, write_json
+
+if TYPE_CHECKING:
+    from transformers import Phi3ForCausalLM
+
+_WEIGHTS = ("*.safetensors",)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_IDENTITY = ("config.json", *TOKENIZER_FILES)
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model on this disk."""
+
+    folder: Path
+    info: BaseInfo
+    name: str
+    """What an adapter says that it belongs to; the same on every machine."""
+
+
+def resolve(base: str | None, *, model: str) -> Base:
+    """Find the weights.
+
+    Args:
+        base: a folder, a hub id, `stand-in` or `tiny`; None takes the catalogue's hub id of `model`.
+        model: the job's base model, by its name in the catalogue.
+
+    Raises:
+        BaseModelError: there are none; the message names `--base stand-in`.
+    """
+    if base == "stand-in":
+        folder = stand_in.install()
+        return _base(folder, "stand-in", stand_in.LABEL, stand_in.NAME, stand_in=True)
+    if base == "tiny":
+        return _base(tiny.install(), "tiny", tiny.LABEL, tiny.NAME, stand_in=True)
+    if base is not None and Path(base).is_dir():
+        folder = Path(base).resolve()
+        return _base(folder, str(folder), f"the weights in {folder}", folder.name)
+    hub_id = base or _hub_id(model)
+    return _base(_from_hub(hub_id), hub_id, hub_id, hub_id)
+
+
+def load(base: Base) -> Phi3ForCausalLM:
+    """The model on the CPU in fp32, without gradients.
+
+    Raises:
+        BaseModelError: it is not a Phi-3, or its files are broken.
+    """
+    from safetensors import SafetensorError
+    from transformers import Phi3ForCausalLM
+
+    architecture = read_config(base.folder).get("model_type")
+    if architecture != "phi3":
+        raise BaseModelError(
+            f"{base.info.label} has the architecture {architecture!r}; the runner trains phi3",
+            hint="Name a Phi-3, Phi-3.5 or Phi-4-mini checkpoint with --base.",
+        )
+    try:
+        model, report = Phi3ForCausalLM.from_pretrained(
+            base.folder,
+            dtype="float32",
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise BaseModelError(f"{base.folder} cannot be loaded: {error}") from error
+    missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
+    if missing:
+        raise BaseModelError(
+            f"{base.folder} lacks tensors or has them in another shape: {', '.join(missing[:5])}",
+            hint="The checkpoint is not whole, or its config.json is another model's.",
+        )
+    model.requires_grad_(requires_grad=False)
+    return model
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The model's config.json."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"{folder}: {error}", hint="Is it a model folder?") from error
+    return dict(config)
+
+
+def _base(folder: Path, source: str, label: str, name: str, *, stand_in: bool = False) -> Base:
+    digest = _digest(folder, cached=stand_in)
+    return Base(folder, BaseInfo(source, label, digest, stand_in=stand_in), name)
+
+
+def _digest(folder: Path, *, cached: bool) -> str:
+    """sha256 over weights, config and tokenizer; kept beside a model that we made ourselves."""
+    note = folder / "digest.json"
+    if cached and note.exists():
+        return str(json.loads(note.read_text())["sha256"])
+    files = sorted(file for pattern in (*_WEIGHTS, *_IDENTITY) for file in folder.glob(pattern))
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise BaseModelError(
+            f"{folder} holds no safetensors file",
+            hint="Pickled checkpoints are never loaded; convert it to safetensors.",
+        )
+    lines = "".join(f"{file.name} {file_digest(file)}\n" for file in files)
+    digest = hashlib.sha256(lines.encode()).hexdigest()
+    if cached:
+        write_json(note, {"sha256": digest})
+    return digest
+
+
+def _hub_id(model: str) -> str:
+    entry = find_model(model)
+    if entry is None:
+        raise BaseModelError(
+            f"the catalogue does not know {model!r}, so its weights cannot be found",
+            hint="Name them with --base: a folder or a hub id; or try --base stand-in.",
+        )
+    return entry.hub_id
+
+
+def _from_hub(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    patterns = ["*.safetensors", "*.json", "*.jinja", "*.model"]
+    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    try:
+        folder = snapshot_download(hub_id, allow_patterns=patterns, local_files_only=offline)
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        raise BaseModelError(
+            f"the weights of {hub_id} are not on this machine and cannot be fetched",
+            hint="Name them with --base FOLDER, or use --base stand-in: a small real model in the "
+            "Phi-3 architecture.",
+        ) from error
+    return Path(folder)
