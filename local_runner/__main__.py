@@ -170,11 +170,12 @@ def _answer(options: argparse.Namespace) -> int:
 
 def _stand_in(options: argparse.Namespace) -> int:
     from local_runner.models import stand_in
+    from maas_client.spec.home import stand_in_home
 
     if options.what == "install":
         print(f"{stand_in.LABEL}\n{stand_in.install()}")
     else:
-        print(stand_in.stand_in_home())
+        print(stand_in_home())
     return 0
 
 

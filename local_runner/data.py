@@ -51,7 +51,10 @@ class ChatTokenizer:
             raise BaseModelError(f"{folder}: the tokenizer has no chat template")
         self._template = _compile(source)
         self.eos = _text_of(self._settings.get("eos_token"))
-        self.eos_id: int = self.raw.token_to_id(self.eos)
+        eos_id = self.raw.token_to_id(self.eos)
+        if eos_id is None:
+            raise BaseModelError(f"{folder}: the tokenizer has no end-of-text token")
+        self.eos_id: int = eos_id
         added = self.raw.get_added_tokens_decoder()
         self._specials = tuple(token.content for token in added.values() if token.special)
 

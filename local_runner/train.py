@@ -146,7 +146,7 @@ def _open(run_dir: RunDir, plan: Plan, tell: Callable[..., None]) -> _Run:
     base = bases.resolve(plan.base.source if plan.base else None, model=plan.job.model.asset_name)
     _check_inputs(plan, base)
     tokenizer = ChatTokenizer(base.folder)
-    length = max_length(bases.read_config(base.folder), int(plan.values["max_seq_length"]))
+    length = max_length(bases.read_config(base.folder), _int(plan, "max_seq_length"))
 
     def examples(path: str) -> list[Example]:
         return load_examples(tokenizer, Path(path), task=plan.job.task, max_length=length)
@@ -177,7 +177,8 @@ def _check_inputs(plan: Plan, base: bases.Base) -> None:
 def _optimizer(model: PeftModel, plan: Plan) -> torch.optim.AdamW:
     """AdamW; biases and norms are not decayed, as in Hugging Face's Trainer."""
     values: dict[str, Any] = plan.values
-    decayed, plain = [], []
+    decayed: list[torch.nn.Parameter] = []
+    plain: list[torch.nn.Parameter] = []
     for name, weight in sorted(model.named_parameters()):
         if weight.requires_grad:
             (plain if weight.ndim < 2 or "norm" in name else decayed).append(weight)
@@ -263,7 +264,7 @@ def rate_at(plan: Plan, steps: int, step: int) -> float:
 
 def _report(run: _Run) -> None:
     every = int(run.values["logging_steps"])
-    if run.step % every and run.step != run.steps and run.step != 1:
+    if run.step % every and run.step not in {1, run.steps}:
         return
     now = time.monotonic()
     spent = max(now - run.clock, 1e-9)
@@ -396,6 +397,11 @@ def _signals() -> Iterator[_Asked]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _int(plan: Plan, key: str) -> int:
+    value: Any = plan.values[key]
+    return int(value)
 
 
 def _label(plan: Plan) -> str:

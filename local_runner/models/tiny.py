@@ -13,6 +13,7 @@ NAME = "tiny-random-phi3"
 _VERSION = 1
 
 SPECIAL = ("<s>", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|user|>", "<|end|>")
+_ROLES = dict(zip(("bos_token", "eos_token", "pad_token"), (*SPECIAL[:2], SPECIAL[1]), strict=True))
 TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}"
@@ -72,9 +73,7 @@ def _write_tokenizer(folder: Path) -> int:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     raw.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in SPECIAL])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token="<s>", eos_token="<|endoftext|>", pad_token="<|endoftext|>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **_ROLES)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     return len(alphabet) + len(SPECIAL)

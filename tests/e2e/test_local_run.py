@@ -40,7 +40,8 @@ def test_a_run_leaves_every_file_it_promises(in_folder: Path) -> None:
     assert [event.seq for event in run.events()] == list(range(1, len(list(run.events())) + 1))
 
 
-def test_json_is_one_event_a_line_and_then_the_run(in_folder: Path) -> None:
+@pytest.mark.usefixtures("in_folder")
+def test_json_is_one_event_a_line_and_then_the_run() -> None:
     done = maas("run", "job.yaml", "--base", "tiny", "--name", "one", "--json")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert lines[0]["seq"] == 1

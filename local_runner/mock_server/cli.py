@@ -1,0 +1,229 @@
+"""`maas mock …`: serve, stop, status, reset, env."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import os
+import shlex
+import signal
+import ssl
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from local_runner.mock_server.credentials import ensure as secrets_of
+from local_runner.mock_server.engine import Engine, tail
+from local_runner.mock_server.server import Options, log_to_stderr, serve, state_of
+from local_runner.mock_server.twin import DEFAULT_AS_OF, Site
+from maas_client.errors import MaasError
+from maas_client.spec.home import mock_home
+
+_START_SECONDS = 60
+_STOP_SECONDS = 30
+
+
+def main(arguments: list[str]) -> int:
+    """Run one verb; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except MaasError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="maas mock", description="The offline twin of the service."
+    )
+    parser.add_argument("--home", type=Path, default=mock_home(), help="where its state is kept")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    start = verbs.add_parser("serve", help="start it; Ctrl-C stops it")
+    start.set_defaults(run=_serve)
+    start.add_argument("--engine", choices=("train", "simulate"), default="train")
+    start.add_argument("--base", default="stand-in", help="what the train engine trains")
+    start.add_argument(
+        "--simulate-seconds", type=float, default=1.0, help="length of a simulated job"
+    )
+    start.add_argument("--as-of", type=dt.date.fromisoformat, default=DEFAULT_AS_OF,
+                       help="the catalogue's date: models retired by then are refused")  # fmt: skip
+    start.add_argument("--region", default="eastus2")
+    start.add_argument("--capacity", type=int, default=1, help="jobs at once; the rest queue")
+    start.add_argument("--host", default="127.0.0.1")
+    start.add_argument("--port", type=int, default=0, help="0: the last one, or any that is free")
+    start.add_argument("--detach", action="store_true", help="return once it answers")
+    for name, run, words in (
+        ("stop", _stop, "stop it; a training goes on and is adopted at the next start"),
+        ("status", _status, "what it is and what it holds"),
+        ("reset", _reset, "cancel running jobs and forget everything"),
+    ):
+        verbs.add_parser(name, help=words).set_defaults(run=run)
+    verbs.choices["status"].add_argument("--json", action="store_true", dest="as_json")
+    env = verbs.add_parser("env", help="what points any azure-ai-ml program at it")
+    env.set_defaults(run=_env)
+    env.add_argument("--recipe", choices=("A", "B"), default="A",
+                     help="A: environment only; B: keywords for MLClient")  # fmt: skip
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    if options.detach:
+        return _detach(options)
+    if options.host not in ("127.0.0.1", "localhost", "::1"):
+        print(
+            f"warning: {options.host} is not loopback: others can reach this mock", file=sys.stderr
+        )
+    log_to_stderr()
+    engine = Engine(options.engine, options.base, options.simulate_seconds)
+    home = options.home.resolve()
+
+    def site(url: str) -> Site:
+        print(
+            f"the mock of Azure ML is at {url}  (engine {engine.name}, state in {home})", flush=True
+        )
+        return Site(url, home, options.region, options.as_of, options.capacity)
+
+    serve(Options(home, engine, site, options.host, options.port))
+    return 0
+
+
+def _detach(options: argparse.Namespace) -> int:
+    home = options.home.resolve()
+    if state_of(home) is not None:
+        raise MaasError(f"a mock already serves from {home}", hint="`maas mock stop` stops it.")
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    words = [word for word in sys.argv[1:] if word != "--detach"]
+    if words[:1] == ["mock"]:
+        words = words[1:]
+    log = home / "server.log"
+    with log.open("ab") as stream:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "local_runner", "mock", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+    end = time.monotonic() + _START_SECONDS
+    while (state := state_of(home)) is None or state["pid"] != child.pid or not _answers(state):
+        if child.poll() is not None or time.monotonic() > end:
+            raise MaasError(f"the mock did not start: {tail(log)}")
+        time.sleep(0.05)
+    print(f"the mock of Azure ML is at {state['url']}  (pid {child.pid}, log {log})")
+    return 0
+
+
+def _answers(state: dict[str, Any]) -> bool:
+    try:
+        _get(state, "/metadata/endpoints")
+    except OSError:
+        return False
+    return True
+
+
+def _get(state: dict[str, Any], path: str, *, method: str = "GET", control: str = "") -> Any:
+    context = ssl.create_default_context(cafile=state["ca"])
+    request = urllib.request.Request(  # noqa: S310 - our own https address
+        state["url"] + path, method=method, headers={"Authorization": f"Bearer {control}"}
+    )
+    with urllib.request.urlopen(request, context=context, timeout=60) as answer:  # noqa: S310
+        return json.loads(answer.read())
+
+
+def _running(options: argparse.Namespace) -> dict[str, Any]:
+    state = state_of(options.home.resolve())
+    if state is None:
+        raise MaasError(
+            f"no mock serves from {options.home}", hint="`maas mock serve --detach` starts one."
+        )
+    return state
+
+
+def _stop(options: argparse.Namespace) -> int:
+    home = options.home.resolve()
+    state = state_of(home)
+    if state is None:
+        (home / "server.json").unlink(missing_ok=True)  # left by one that was killed
+        print("no mock was running")
+        return 0
+    os.kill(state["pid"], signal.SIGTERM)
+    end = time.monotonic() + _STOP_SECONDS
+    while state_of(home) is not None:
+        if time.monotonic() > end:
+            raise MaasError(f"the mock (pid {state['pid']}) does not stop")
+        time.sleep(0.05)
+    print("the mock has stopped")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    state = _running(options)
+    control = secrets_of(options.home.resolve() / "secrets.json").control
+    status = _get(state, "/__mock__/status", control=control) | {"pid": state["pid"]}
+    if options.as_json:
+        print(json.dumps(status))
+        return 0
+    for key, value in status.items():
+        print(f"{key:10} {value or 'none' if isinstance(value, dict) else value}")
+    return 0
+
+
+def _reset(options: argparse.Namespace) -> int:
+    state = _running(options)
+    control = secrets_of(options.home.resolve() / "secrets.json").control
+    done = _get(state, "/__mock__/reset", method="POST", control=control)
+    print(f"forgotten; {done['cancelled']} running jobs were cancelled")
+    return 0
+
+
+def _env(options: argparse.Namespace) -> int:
+    state = _running(options)
+    print(_recipe_b(state) if options.recipe == "B" else _recipe_a(state))
+    return 0
+
+
+def _recipe_a(state: dict[str, Any]) -> str:
+    """Exports for a shell: `eval "$(maas mock env)"`."""
+    values = {
+        "REQUESTS_CA_BUNDLE": state["ca"],
+        "ARM_CLOUD_METADATA_URL": f"{state['url']}/metadata/endpoints?api-version=2022-09-01",
+        "REGISTRY_DISCOVERY_ENDPOINT_URL": f"{state['url']}/",
+        "AZUREML_CURRENT_CLOUD": "AzureMockCloud",
+        "IDENTITY_ENDPOINT": state["identity_endpoint"],
+        "IDENTITY_HEADER": state["identity_header"],
+        "AZURE_SUBSCRIPTION_ID": state["subscription_id"],
+        "AZURE_RESOURCE_GROUP": state["resource_group"],
+        "AZUREML_WORKSPACE_NAME": state["workspace"],
+    }
+    lines = ["unset CURL_CA_BUNDLE"]
+    return "\n".join(
+        lines + [f"export {key}={shlex.quote(value)}" for key, value in values.items()]
+    )
+
+
+def _recipe_b(state: dict[str, Any]) -> str:
+    """Keywords for MLClient, as Python."""
+    url = f"{state['url']}/"
+    metadata = {
+        "azure_portal": "https://portal.azure.com",
+        "resource_manager": url,
+        "active_directory": url,
+        "aml_resource_id": "https://ml.azure.com/",
+        "storage_endpoint": "core.local",
+        "registry_discovery_endpoint": url,
+    }
+    place = (state["subscription_id"], state["resource_group"], state["workspace"])
+    return (
+        "# The environment needs REQUESTS_CA_BUNDLE, IDENTITY_ENDPOINT and IDENTITY_HEADER of recipe A.\n"
+        f"cloud = {{'cloud': 'AzureMock', 'cloud_metadata': {metadata!r}}}\n"
+        f"client = MLClient(DefaultAzureCredential(), *{place!r}, **cloud)\n"
+        "registry = MLClient(DefaultAzureCredential(), registry_name='azureml', **cloud)"
+    )

@@ -1,0 +1,224 @@
+"""Serverless endpoints: made, shown, keyed, deleted; and the operations that take time."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from typing import Any
+
+from local_runner.mock_server.errors import conflict, not_found, user_error
+from local_runner.mock_server.model_door import operation_id
+from local_runner.mock_server.store import Body
+from local_runner.mock_server.twin import LRO_PACE, WORKSPACE, Twin, now, system_data
+from local_runner.mock_server.wire import Call, Reply, Route
+from maas_client.spec.catalog import find_model
+
+_NAME = re.compile(r"^[a-zA-Z][a-zA-Z0-9-]{1,50}[a-zA-Z0-9]$")
+_OPERATIONS = (
+    "/subscriptions/{sub}/providers/Microsoft.MachineLearningServices"
+    "/locations/{region}/mfeOperationsStatus/{operation}"
+)
+_DEPLOY_SECONDS = 0.3
+"""How long an endpoint is Creating at least; the model is loaded meanwhile."""
+
+
+def routes(twin: Twin) -> list[Route]:
+    """The routes of this door."""
+    door = _Door(twin)
+    one = f"{WORKSPACE}/serverlessEndpoints/{{name}}"
+    return [
+        Route("PUT", one, door.put),
+        Route("GET", one, door.get),
+        Route("GET", f"{WORKSPACE}/serverlessEndpoints", door.list),
+        Route("DELETE", one, door.delete),
+        Route("POST", f"{one}/listKeys", door.keys),
+        Route("POST", f"{one}/regenerateKeys", door.regenerate),
+        Route("GET", _OPERATIONS, door.operation),
+    ]
+
+
+class _Door:
+    def __init__(self, twin: Twin) -> None:
+        self._twin = twin
+
+    def put(self, call: Call) -> Reply:
+        self._twin.check_workspace(call.params)
+        name, given = call.params["name"], call.properties()
+        if not _NAME.match(name):
+            raise user_error(
+                f"{name!r} is not an endpoint name: 3 to 52 letters, digits and '-', a letter first.",
+                inner="InvalidEndpointName",
+            )
+        model_id = str((given.get("modelSettings") or {}).get("modelId", ""))
+        model = self._model(model_id)
+        key = name.lower()
+        with self._twin.store.transaction():
+            before = self._twin.store.get("endpoint", key)
+            if before and before["model_key"] != model["key"]:
+                raise conflict(f"Endpoint {name} already serves another model.")
+            if before is None:
+                self._refuse_second(name, model)
+                self._twin.store.put("endpoint", key, _body(name, model_id, model))
+            endpoint = self._twin.store.get("endpoint", key) or {}
+        self._twin.speaker.warm_up(endpoint["base_model"])
+        operation = operation_id(self._twin.site.workspace_id)
+        self._twin.store.put("operation", operation, {"endpoint": key})
+        return Reply(
+            200 if before else 201, self._shown(endpoint), self._operation(call, operation)
+        )
+
+    def _operation(self, call: Call, operation: str) -> dict[str, str]:
+        site = self._twin.site
+        version = call.query.get("api-version", "2024-01-01-preview")
+        url = (
+            f"{site.url}/subscriptions/{site.subscription}/providers"
+            f"/Microsoft.MachineLearningServices/locations/{site.region}"
+            f"/mfeOperationsStatus/{operation}?api-version={version}"
+        )
+        return {"Azure-AsyncOperation": url, "x-ms-async-operation-timeout": "PT1H", **LRO_PACE}
+
+    def operation(self, call: Call) -> Reply:
+        operation = call.params["operation"]
+        found = self._twin.store.get("operation", operation)
+        if found is None:
+            raise not_found("Operation", operation)
+        endpoint = self._twin.store.get("endpoint", found["endpoint"])
+        body: dict[str, Any] = {"id": call.path, "name": operation, "status": "Succeeded"}
+        if endpoint is None:
+            body["status"] = "Canceled"
+        elif (fault := self._twin.speaker.fault()) is not None:
+            error = {"code": "DeploymentFailed", "message": fault, "details": []}
+            body |= {"status": "Failed", "error": error}
+        elif _state(self._twin, endpoint) == "Creating":
+            return Reply(body=body | {"status": "InProgress"}, headers=LRO_PACE)
+        return Reply(body=body)
+
+    def get(self, call: Call) -> Reply:
+        return Reply(body=self._shown(self._found(call)))
+
+    def list(self, call: Call) -> Reply:
+        self._twin.check_workspace(call.params)
+        found = [self._shown(doc.body) for doc in self._twin.store.list("endpoint")]
+        return Reply(body={"value": found, "nextLink": None})
+
+    def delete(self, call: Call) -> Reply:
+        self._twin.check_workspace(call.params)
+        name = call.params["name"]
+        if not self._twin.store.delete("endpoint", name.lower()):
+            return Reply(204)
+        site = self._twin.site
+        version = call.query.get("api-version", "2024-01-01-preview")
+        url = (
+            f"{site.url}/subscriptions/{site.subscription}/providers"
+            f"/Microsoft.MachineLearningServices/locations/{site.region}"
+            f"/mfeOperationResults/undeploy:{name}?api-version={version}"
+        )
+        return Reply(202, headers={"Location": url, **LRO_PACE})
+
+    def keys(self, call: Call) -> Reply:
+        endpoint = self._found(call)
+        return Reply(body={"primaryKey": endpoint["keys"][0], "secondaryKey": endpoint["keys"][1]})
+
+    def regenerate(self, call: Call) -> Reply:
+        endpoint, given = self._found(call), call.json()
+        which = {"primary": 0, "secondary": 1}.get(str(given.get("keyType", "")).lower())
+        if which is None:
+            raise user_error("keyType must be Primary or Secondary.", inner="InvalidKeyType")
+        keys = list(endpoint["keys"])
+        keys[which] = given.get("keyValue") or secrets.token_urlsafe(24)
+        self._twin.store.change("endpoint", endpoint["name"].lower(), keys=keys)
+        return Reply(body={"primaryKey": keys[0], "secondaryKey": keys[1]})
+
+    def _refuse_second(self, name: str, model: Body) -> None:
+        for doc in self._twin.store.list("endpoint"):
+            if model["version"] is not None and doc.body["model_key"] == model["key"]:
+                raise user_error(
+                    f"Model {model['name']}:{model['version']} is already deployed as "
+                    f"{doc.body['name']}: one deployment for each fine-tuned model.",
+                    inner="ModelAlreadyDeployed",
+                )
+        if self._twin.store.get("endpoint", name.lower()):
+            raise conflict(f"Endpoint {name} already exists.")
+
+    def _model(self, model_id: str) -> Body:
+        """The registered model, or base model of the registry, that an id names."""
+        site = self._twin.site
+        match = re.search(r"/models/([^/]+)(?:/versions/([^/]+))?$", model_id)
+        if match is None:
+            raise user_error(f"modelId {model_id!r} is not a model.", inner="InvalidModelId")
+        if "/registries/" in model_id:
+            entry = find_model(match[1])
+            if entry is None:
+                raise not_found("Model", match[1])
+            base: Body = {
+                "name": entry.name,
+                "version": None,
+                "base_model": entry.name,
+                "key": entry.name,
+            }
+        else:
+            if match[2] is None:
+                raise user_error(f"modelId {model_id!r} has no version.", inner="InvalidModelId")
+            found = self._twin.store.get("model", f"{match[1]}/{match[2]}".lower())
+            if found is None:
+                raise not_found("Model", f"{match[1]}:{match[2]}")
+            entry = find_model(found["base_model"])
+            base = found | {"key": f"{match[1]}/{match[2]}".lower()}
+        if entry is not None and site.region not in entry.deploy_regions:
+            raise user_error(
+                f"{entry.name} : Serverless deployment not supported in {site.region}.",
+                inner="ModelNotSupportedByMaaS",
+            )
+        if entry is not None and entry.is_retired(site.as_of):
+            raise user_error(f"{entry.name} was retired on {entry.retired}.", inner="ModelRetired")
+        return base
+
+    def _found(self, call: Call) -> Body:
+        self._twin.check_workspace(call.params)
+        endpoint = self._twin.store.get("endpoint", call.params["name"].lower())
+        if endpoint is None:
+            raise not_found("Serverless endpoint", call.params["name"])
+        return endpoint
+
+    def _shown(self, endpoint: Body) -> dict[str, Any]:
+        site, state = self._twin.site, _state(self._twin, endpoint)
+        return {
+            "id": self._twin.arm_id("serverlessEndpoints", endpoint["name"]),
+            "name": endpoint["name"],
+            "type": "Microsoft.MachineLearningServices/workspaces/serverlessEndpoints",
+            "location": site.region,
+            "sku": {"name": "Consumption"},
+            "tags": {},
+            "systemData": system_data(endpoint["created"]),
+            "properties": {
+                "authMode": "Key",
+                "modelSettings": {"modelId": endpoint["model_id"]},
+                "endpointState": state,
+                "provisioningState": "Succeeded" if state == "Online" else "Creating",
+                "inferenceEndpoint": {
+                    "uri": f"{site.url}/serverless/{endpoint['name']}",
+                    "headers": {},
+                },
+                "marketplaceSubscriptionId": None,
+                "contentSafety": {"contentSafetyStatus": "Enabled"},
+            },
+        }
+
+
+def _state(twin: Twin, endpoint: Body) -> str:
+    young = time.time() - endpoint["at"] < _DEPLOY_SECONDS
+    return "Creating" if young or not twin.speaker.is_ready(endpoint["base_model"]) else "Online"
+
+
+def _body(name: str, model_id: str, model: Body) -> Body:
+    return {
+        "name": name,
+        "model_id": model_id,
+        "model_key": model["key"],
+        "base_model": model["base_model"],
+        "model": f"{model['name']}:{model['version']}" if model["version"] else model["name"],
+        "keys": [secrets.token_urlsafe(24), secrets.token_urlsafe(24)],
+        "created": now(),
+        "at": time.time(),
+    }

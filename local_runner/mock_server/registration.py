@@ -1,0 +1,116 @@
+"""What a job that succeeded leaves in the workspace: artifacts and a registered model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from local_runner.mock_server.store import Body
+from local_runner.mock_server.twin import ARTIFACT_STORE, BLOB_STORE, Twin, now
+from maas_client.spec.rundir import RunDir
+
+_RECORDS = (
+    "job.yaml",
+    "plan.json",
+    "manifest.json",
+    "metrics.jsonl",
+    "events.jsonl",
+    "status.json",
+)
+
+
+def publish(twin: Twin, job: Body, run: RunDir) -> None:
+    """Copy the run's files to the workspace's storage and register the model. Can be done twice."""
+    artifacts = twin.site.container(ARTIFACT_STORE)
+    for name in _RECORDS:
+        if (run.path / name).exists():
+            target = f"ExperimentRun/dcid.{job['name']}/outputs/{name}"
+            twin.blobs.put_file(artifacts, target, run.path / name)
+    output = job["output"]
+    if output is None:
+        return
+    prefix = f"azureml/{job['name']}/registered_model/"
+    container = twin.site.container(BLOB_STORE)
+    twin.blobs.put(container, f"{prefix}MLmodel", _mlmodel(job).encode())
+    for folder in (run.adapter, run.merged):
+        for file in sorted(folder.rglob("*")) if folder.is_dir() else ():
+            place = "data/model" if folder == run.adapter else "data/merged"
+            twin.blobs.put_file(container, f"{prefix}{place}/{file.relative_to(folder)}", file)
+    _register(twin, job, run, prefix)
+
+
+def _register(twin: Twin, job: Body, run: RunDir, prefix: str) -> None:
+    output = job["output"]
+    with twin.store.transaction():
+        if job["version"] is None:
+            taken = [
+                int(doc.body["version"])
+                for doc in twin.store.list("model", prefix=f"{output.lower()}/")
+                if doc.body["version"].isdigit()
+            ]
+            job["version"] = str(max(taken, default=0) + 1)
+            twin.store.change("job", job["key"], version=job["version"])
+        key = f"{output}/{job['version']}".lower()
+        twin.store.put("model", key, _model(twin, job, run, prefix))
+
+
+def _model(twin: Twin, job: Body, run: RunDir, prefix: str) -> dict[str, Any]:
+    status = run.read_status()
+    site = twin.site
+    uri = (
+        f"azureml://subscriptions/{site.subscription}/resourceGroups/{site.group}"
+        f"/workspaces/{site.workspace}/datastores/{BLOB_STORE}/paths/{prefix}"
+    )
+    return {
+        "name": job["output"],
+        "version": job["version"],
+        "created": now(),
+        "base_model": job["entry"],
+        "adapter": str(run.adapter),
+        "archived": False,
+        "properties": {
+            "modelType": "mlflow_model",
+            "modelUri": uri,
+            "jobName": job["name"],
+            "description": None,
+            "flavors": {"maas_finetune": {"model_data": "data/model", "task": job["spec"]["task"]}},
+            "stage": None,
+            "isAnonymous": False,
+            "tags": {"task": job["spec"]["task"].replace("_", "-")},
+            "properties": {
+                "baseModelId": job["spec"]["model"]["path"],
+                "baseModelWeightsVersion": "1.0",
+                "hasDeltaWeights": "true",
+                "maas-finetuning": "true",
+                "mockTrainedOn": status.base if status else "",
+                "mockSimulated": str(bool(status and status.simulated)).lower(),
+            },
+        },
+    }
+
+
+def _mlmodel(job: Body) -> str:
+    """The folder's description; the adapter lies under data/model in PEFT's layout."""
+    description = {
+        "artifact_path": "registered_model",
+        "flavors": {
+            "maas_finetune": {
+                "model_data": "data/model",
+                "format": "peft",
+                "base_model": job["spec"]["model"]["path"],
+                "task": job["spec"]["task"],
+            }
+        },
+        "run_id": job["name"],
+        "utc_time_created": job["created"],
+    }
+    return yaml.safe_dump(description, sort_keys=False)
+
+
+def adapter_of(twin: Twin, model: Body) -> Path | None:
+    """The folder that serving loads; None where a simulation left nothing to load."""
+    if twin.engine.simulates:
+        return None
+    return Path(model["adapter"])

@@ -1,0 +1,245 @@
+"""One process: the TLS door, the identity door, the worker. Ready when `server.json` is there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from local_runner.mock_server import credentials, tls
+from local_runner.mock_server.app import make_app
+from local_runner.mock_server.blobs import BlobStore
+from local_runner.mock_server.chat import make_speaker
+from local_runner.mock_server.engine import Engine
+from local_runner.mock_server.store import Store
+from local_runner.mock_server.twin import Site, Twin
+from local_runner.mock_server.worker import Worker
+from maas_client.errors import MaasError
+from maas_client.spec.rundir import read_json, write_json
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to serve."""
+
+    home: Path
+    engine: Engine
+    site: Callable[[str], Site]
+    """Makes the site of its address, which is known once the port is."""
+    host: str = "127.0.0.1"
+    port: int = 0
+    """0: the one of last time, so that clients find the server again; else any that is free."""
+
+
+def serve(options: Options) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        MaasError: another server has this home, or the port is taken.
+    """
+    options.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_alone(options.home))
+        files = tls.ensure(options.home / "tls")
+        secrets = credentials.ensure(options.home / "secrets.json")
+        door = stack.enter_context(_listen(options.host, _port(options)))
+        identity_door = stack.enter_context(_listen("127.0.0.1", 0))
+        url = f"https://{options.host}:{door.getsockname()[1]}"
+        twin = _twin(options, url, secrets, stack)
+        worker = Worker(twin)
+        main = _server(make_app(twin, worker), certificate=files)
+        side = _server(_identity(twin))
+        identity_url = f"http://127.0.0.1:{identity_door.getsockname()[1]}/msi/token"
+        _announce(options, twin, files.ca, identity_url, stack)
+        worker.start()
+        stack.callback(worker.stop)
+        _run(main, door, side, identity_door)
+
+
+def _twin(
+    options: Options, url: str, secrets: credentials.Secrets, stack: contextlib.ExitStack
+) -> Twin:
+    store = Store(options.home / "store.sqlite")
+    stack.callback(store.close)
+    speaker = make_speaker(options.engine, options.home)
+    stack.callback(speaker.close)
+    blobs = BlobStore(options.home / "blobs", store)
+    return Twin(options.site(url), store, blobs, secrets, options.engine, speaker)
+
+
+def _announce(
+    options: Options, twin: Twin, ca: Path, identity_url: str, stack: contextlib.ExitStack
+) -> None:
+    """Write `server.json`: from then on clients find us."""
+    site, file = twin.site, options.home / "server.json"
+    state = {
+        "pid": os.getpid(),
+        "url": site.url,
+        "identity_endpoint": identity_url,
+        "identity_header": twin.secrets.identity_header,
+        "ca": str(ca),
+        "subscription_id": site.subscription,
+        "resource_group": site.group,
+        "workspace": site.workspace,
+        "region": site.region,
+        "engine": twin.engine.name,
+        "as_of": site.as_of.isoformat(),
+        "base": "" if twin.engine.simulates else twin.engine.base,
+    }
+    write_json(options.home / "last.json", {"port": int(site.url.rpartition(":")[2])})
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600)
+    write_json(file, state)
+    file.chmod(0o600)
+    stack.callback(file.unlink, missing_ok=True)
+
+
+def _identity(twin: Twin) -> Starlette:
+    """The managed-identity endpoint, as App Service has it. Plain HTTP, loopback only."""
+
+    async def token(request: Request) -> JSONResponse:
+        if not credentials.same(
+            request.headers.get("x-identity-header", ""), twin.secrets.identity_header
+        ):
+            return JSONResponse(
+                {"error": "unauthorized", "message": "X-IDENTITY-HEADER is wrong"}, 401
+            )
+        resource = request.query_params.get("resource", "")
+        text, ends = twin.secrets.token(resource)
+        return JSONResponse(
+            {
+                "access_token": text,
+                "expires_on": str(ends),
+                "resource": resource,
+                "token_type": "Bearer",
+            }
+        )
+
+    return Starlette(routes=[Route("/msi/token", token)])
+
+
+@contextlib.contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """One server a home."""
+    import fcntl
+
+    with (home / "server.lock").open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MaasError(
+                f"a mock already serves from {home}",
+                hint="`maas mock status` shows it; `maas mock stop` stops it.",
+            ) from None
+        yield
+
+
+def _port(options: Options) -> int:
+    file = options.home / "last.json"
+    if options.port or not file.exists():
+        return options.port
+    with contextlib.suppress(MaasError, KeyError, TypeError):
+        port = int(read_json(file)["port"])
+        with contextlib.suppress(OSError), socket.create_server((options.host, port)):
+            return port
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), backlog=512)
+    except OSError as error:
+        raise MaasError(
+            f"{host}:{port}: {error.strerror}", hint="Name another --port, or none for a free one."
+        ) from error
+
+
+def _server(app: Starlette, *, certificate: tls.Certificates | None = None) -> uvicorn.Server:
+    options: dict[str, Any] = {}
+    if certificate is not None:
+        options = {"ssl_certfile": str(certificate.chain), "ssl_keyfile": str(certificate.key)}
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=5,
+        h11_max_incomplete_event_size=64 * 1024,
+        **options,
+    )
+    return uvicorn.Server(config)
+
+
+def _run(
+    main: uvicorn.Server, door: socket.socket, side: uvicorn.Server, side_door: socket.socket
+) -> None:
+    """Serve both doors; the main one minds the signals."""
+
+    def no_signals() -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    side.capture_signals = no_signals  # type: ignore[assignment,method-assign]  # a thread may not handle signals
+    main.capture_signals = no_signals  # type: ignore[assignment,method-assign]  # ours end both, without re-raising
+
+    def stop(*_: object) -> None:
+        main.should_exit = side.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    thread = threading.Thread(target=side.run, kwargs={"sockets": [side_door]}, daemon=True)
+    thread.start()
+    try:
+        main.run(sockets=[door])
+    finally:
+        side.should_exit = True
+        thread.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def log_to_stderr() -> None:
+    """One line for each thing worth knowing; requests and secrets are not."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+
+
+def state_of(home: Path) -> dict[str, Any] | None:
+    """What a server of this home says of itself; None where none runs."""
+    file = home / "server.json"
+    try:
+        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return state if _serves(home) else None
+
+
+def _serves(home: Path) -> bool:
+    import fcntl
+
+    lock = home / "server.lock"
+    if not lock.exists():
+        return False
+    with lock.open("r+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -1,0 +1,148 @@
+"""What the doors share: where the twin is, what it remembers, and who works for it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from local_runner.mock_server.blobs import BlobStore
+from local_runner.mock_server.credentials import ACCOUNT, Secrets
+from local_runner.mock_server.errors import ServiceError
+from local_runner.mock_server.store import Store
+from maas_client.spec.catalog import ModelEntry, catalog
+
+if TYPE_CHECKING:
+    from local_runner.mock_server.chat import Speaker
+    from local_runner.mock_server.engine import Engine
+
+REGISTRIES = ("azureml", "azureml-phi")
+"""The registry of Microsoft's models, and its vanity name."""
+BLOB_STORE = "workspaceblobstore"
+ARTIFACT_STORE = "workspaceartifactstore"
+LRO_PACE = {"Retry-After": "0.2"}
+"""How soon to ask again. A whole 0 would be taken for 30 seconds."""
+
+
+DEFAULT_AS_OF = dt.date(2025, 6, 1)
+"""A day on which the Phi-3 models were not retired yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What the twin pretends to be."""
+
+    url: str
+    home: Path
+    region: str = "eastus2"
+    as_of: dt.date = DEFAULT_AS_OF
+    """The catalogue date: retirement is judged by it."""
+    capacity: int = 1
+    """Jobs that run at once; the rest are queued."""
+    subscription: str = "00000000-0000-0000-0000-000000000000"
+    group: str = "mock-group"
+    workspace: str = "mock-workspace"
+
+    @property
+    def workspace_id(self) -> str:
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.subscription}/{self.workspace}"))
+
+    @property
+    def workspace_path(self) -> str:
+        return (
+            f"/subscriptions/{self.subscription}/resourceGroups/{self.group}"
+            f"/providers/Microsoft.MachineLearningServices/workspaces/{self.workspace}"
+        )
+
+    @property
+    def account(self) -> str:
+        """The SDK makes `https://<account>.blob.<suffix>` of it: a path on this very server."""
+        return f"{self.url.removeprefix('https://')}/{ACCOUNT}"
+
+    @property
+    def blob_container(self) -> str:
+        return f"azureml-blobstore-{self.workspace_id}"
+
+    @property
+    def artifact_container(self) -> str:
+        return "azureml"
+
+    def container(self, datastore: str) -> str:
+        return self.artifact_container if datastore == ARTIFACT_STORE else self.blob_container
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """The service: its place, its memory, and its helpers."""
+
+    site: Site
+    store: Store
+    blobs: BlobStore
+    secrets: Secrets
+    engine: Engine
+    speaker: Speaker
+
+    def arm_id(self, *parts: str) -> str:
+        return "/".join((self.site.workspace_path, *parts))
+
+    def blob_url(self, container: str, name: str, *, permissions: str = "r") -> str:
+        """An address that anyone who has it can read."""
+        sas = self.secrets.sas(permissions=permissions)
+        return f"https://{self.site.account}.blob.core.local/{container}/{name}?{sas}"
+
+    def check_workspace(self, params: Any) -> None:
+        """The one workspace there is.
+
+        Raises:
+            ServiceError: the path names another one.
+        """
+        site = self.site
+        if params["sub"].lower() != site.subscription.lower():
+            raise ServiceError(
+                404,
+                "SubscriptionNotFound",
+                f"The subscription '{params['sub']}' could not be found.",
+            )
+        if params["group"].lower() != site.group.lower():
+            raise ServiceError(
+                404,
+                "ResourceGroupNotFound",
+                f"Resource group '{params['group']}' could not be found.",
+            )
+        if params["ws"].lower() != site.workspace.lower():
+            raise ServiceError(
+                404,
+                "ResourceNotFound",
+                "The Resource 'Microsoft.MachineLearningServices/workspaces/"
+                f"{params['ws']}' under resource group '{params['group']}' was not found.",
+            )
+
+
+WORKSPACE = (
+    "/subscriptions/{sub}/resourceGroups/{group}"
+    "/providers/Microsoft.MachineLearningServices/workspaces/{ws}"
+)
+"""The beginning of every workspace route."""
+
+
+def system_data(created: str, modified: str | None = None) -> dict[str, Any]:
+    """Who made a resource, and when."""
+    return {
+        "createdAt": created,
+        "createdBy": "maas mock user",
+        "createdByType": "User",
+        "lastModifiedAt": modified or created,
+        "lastModifiedBy": "maas mock user",
+        "lastModifiedByType": "User",
+    }
+
+
+def now() -> str:
+    """This moment as the service writes it."""
+    return dt.datetime.now(tz=dt.UTC).isoformat()
+
+
+def known_models() -> list[ModelEntry]:
+    return list(catalog().values())

@@ -1,0 +1,110 @@
+"""Calls and replies as the doors see them, and the table that finds the door. Knows no framework."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from local_runner.mock_server.errors import ServiceError, user_error
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request, read whole."""
+
+    method: str
+    path: str
+    params: Mapping[str, str]
+    """What the route's placeholders matched."""
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes = b""
+
+    def json(self) -> dict[str, Any]:
+        """The body as a JSON object.
+
+        Raises:
+            ServiceError: it is none.
+        """
+        try:
+            data = json.loads(self.body or b"{}")
+        except (ValueError, RecursionError) as error:
+            raise user_error(
+                f"The request body is not JSON: {error}", inner="InvalidRequestBody"
+            ) from error
+        if not isinstance(data, dict):
+            raise user_error("The request body must be a JSON object.", inner="InvalidRequestBody")
+        return data
+
+    def properties(self) -> dict[str, Any]:
+        """The `properties` of an ARM resource."""
+        found = self.json().get("properties")
+        if not isinstance(found, dict):
+            raise user_error("The request body has no properties.", inner="InvalidRequestBody")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer. A dict or list is JSON, an iterator is streamed, a path is a file."""
+
+    status: int = 200
+    body: dict[str, Any] | list[Any] | str | bytes | Path | Iterator[bytes] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    media_type: str = "application/json"
+    span: tuple[int, int] | None = None
+    """First and last byte of a file to send, inclusive."""
+
+
+Handler = Callable[[Call], Reply]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a call goes. `{name}` matches one segment of the path, `{name*}` the rest of it."""
+
+    method: str
+    pattern: str
+    handler: Handler
+    guard: str = "bearer"
+    """Who may come in: `bearer`, `control`, or `open` where the door itself looks at the caller."""
+
+    def regex(self) -> re.Pattern[str]:
+        pattern = re.sub(r"\{(\w+)\*\}", r"(?P<\1>.+)", self.pattern)
+        pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", pattern)
+        return re.compile(f"{pattern}/?", re.IGNORECASE)
+
+
+class Router:
+    """Routes by path, not by api-version: an unknown version is never refused."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self.routes = tuple(routes)
+        self._table = [(route, route.regex()) for route in routes]
+
+    def find(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
+        """The route and its parameters.
+
+        Raises:
+            ServiceError: no route has that path, or not with that method.
+        """
+        clean = re.sub(r"/{2,}", "/", path)
+        methods = []
+        for route, regex in self._table:
+            if (match := regex.fullmatch(clean)) is None:
+                continue
+            if route.method == method:
+                return route, match.groupdict()
+            methods.append(route.method)
+        if methods:
+            raise ServiceError(
+                405, "MethodNotAllowed", f"{clean} takes {', '.join(methods)}, not {method}."
+            )
+        raise ServiceError(
+            404, "NotFound", f"The mock has no route {method} {clean}. COVERAGE: see its README.md."
+        )

@@ -1,0 +1,222 @@
+"""Takes jobs to their end: starts engines, copies their logs, registers what they made.
+
+One thread, one loop, no memory of its own: each turn looks at the store and at the run directories.
+So it does not matter whether this server started an engine or a killed one before it did: a run
+whose lock is held is watched, a run that nobody holds is started again, and goes on from its last
+checkpoint. Every act can be done twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from local_runner.mock_server import registration
+from local_runner.mock_server.engine import Engine, EngineError, tail
+from local_runner.mock_server.judge import hosted
+from local_runner.mock_server.store import Body
+from local_runner.mock_server.twin import ARTIFACT_STORE, Twin, now
+from maas_client.errors import MaasError
+from maas_client.jobs import Event, JobStatus
+from maas_client.plan import DataPlan, make_plan
+from maas_client.spec import dataset
+from maas_client.spec.job import FineTuningJob
+from maas_client.spec.limits import local_limits
+from maas_client.spec.loading import dump_job
+from maas_client.spec.rundir import RunDir, RunStatus, write_json, write_whole
+
+LIVE = ("Queued", "Running", "CancelRequested", "Finalizing")
+"""States in which a job is not over."""
+
+_PAUSE = 0.1
+_MOST_STARTS = 5
+"""An engine that dies so often without an end will not do better next time."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Worker:
+    """The twin's one worker."""
+
+    twin: Twin
+    _children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _wake: threading.Event = field(default_factory=threading.Event)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._loop, name="worker", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop working; engines that run go on, and are adopted at the next start."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def wake(self) -> None:
+        """There is something to do."""
+        self._wake.set()
+
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Whether no job is live any more within the time."""
+        end = time.monotonic() + seconds
+        while any(doc.body["state"] in LIVE for doc in self.twin.store.list("job")):
+            if time.monotonic() > end:
+                return False
+            time.sleep(_PAUSE / 2)
+        return True
+
+    def _loop(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.turn()
+            except Exception:
+                _log.exception("the worker stumbled, and goes on")
+            self._wake.wait(_PAUSE)
+            self._wake.clear()
+
+    def turn(self) -> None:
+        """Look at every live job once, the oldest first."""
+        live = [
+            doc.body for doc in reversed(self.twin.store.list("job")) if doc.body["state"] in LIVE
+        ]
+        running = sum(job["state"] != "Queued" for job in live)
+        for job in live:
+            if job["state"] == "Queued":
+                if running >= self.twin.site.capacity:
+                    continue
+                running += 1
+                job = self.twin.store.change("job", job["key"], state="Running")  # noqa: PLW2901
+            self._tend(job)
+
+    def _tend(self, job: Body) -> None:
+        run = run_of(self.twin, job)
+        if not run.plan_file.exists() and not self._prepare(job, run):
+            return
+        # Life first, status second: an engine writes its last status before it ends.
+        alive = self._is_alive(job, run)
+        status = run.read_status()
+        self._copy_log(job, run)
+        if status is not None and status.status.is_terminal:
+            if not alive:
+                self._end(job, run, status)
+        elif alive:
+            if job["state"] == "CancelRequested":
+                run.cancel_file.touch()
+        elif job["state"] == "CancelRequested":
+            self._close(job, "Canceled")
+        else:
+            self._start(job, run)
+
+    def _prepare(self, job: Body, run: RunDir) -> bool:
+        """Make the run directory; a job that this engine cannot do fails with the reason."""
+        if job["state"] == "CancelRequested":
+            self._close(job, "Canceled")
+            return False
+        try:
+            plan = _plan(self.twin, self.twin.engine, job, run)
+        except (MaasError, EngineError) as error:
+            self._close(job, "Failed", error=f"The mock's engine cannot run this job: {error}")
+            return False
+        write_whole(run.job_file, dump_job(plan.job).encode())
+        write_json(run.plan_file, plan.to_json())
+        return True
+
+    def _start(self, job: Body, run: RunDir) -> None:
+        starts = job.get("starts", 0)
+        if starts >= _MOST_STARTS:
+            words = tail(run.log_file)
+            self._close(
+                job, "Failed", error=f"The engine ended {starts} times without a result. {words}"
+            )
+            return
+        self.twin.store.change("job", job["key"], starts=starts + 1)
+        self._children[job["key"]] = self.twin.engine.start(run)
+
+    def _is_alive(self, job: Body, run: RunDir) -> bool:
+        child = self._children.get(job["key"])
+        if child is not None and child.poll() is None:
+            return True
+        self._children.pop(job["key"], None)
+        return run.is_locked() or run.process_is_alive()
+
+    def _copy_log(self, job: Body, run: RunDir) -> None:
+        """Say what is new in the log that the service shows."""
+        events = list(run.events())
+        if not events or events[-1].seq == job.get("seen", 0):
+            return
+        # Written whole each time: an append that a crash cut off would repeat lines.
+        text = "".join(f"{_log_line(event)}\n" for event in events)
+        container = self.twin.site.container(ARTIFACT_STORE)
+        self.twin.blobs.put(container, log_name(job["name"]), text.encode())
+        self.twin.store.change("job", job["key"], seen=events[-1].seq)
+
+    def _end(self, job: Body, run: RunDir, status: RunStatus) -> None:
+        match status.status:
+            case JobStatus.SUCCEEDED:
+                if job["state"] == "Running":
+                    job = self.twin.store.change("job", job["key"], state="Finalizing")
+                registration.publish(self.twin, job, run)
+                self._close(job, "Completed")
+            case JobStatus.CANCELLED if job["state"] == "CancelRequested":
+                self._close(job, "Canceled")
+            case JobStatus.CANCELLED:
+                self._start(job, run)  # somebody stopped the engine, but nobody the job
+            case _:
+                self._close(job, "Failed", error=status.error or tail(run.log_file))
+
+    def _close(self, job: Body, state: str, *, error: str | None = None) -> None:
+        self.twin.store.change("job", job["key"], state=state, error=error, ended=now())
+        _log.info("job %s %s", job["name"], state)
+
+
+def run_of(twin: Twin, job: Body) -> RunDir:
+    """The job's run directory."""
+    return RunDir(twin.site.home / "runs" / job["key"])
+
+
+def log_name(job: str) -> str:
+    """The blob that holds what the job has said."""
+    return f"{artifacts(job)}user_logs/std_log.txt"
+
+
+def artifacts(job: str) -> str:
+    """The prefix of the job's artifacts in the artifact store."""
+    return f"ExperimentRun/dcid.{job}/"
+
+
+def _plan(twin: Twin, engine: Engine, job: Body, run: RunDir) -> Any:
+    spec = FineTuningJob.model_validate(job["spec"])
+    data = {}
+    for name, source in job["data"].items():
+        # A link of our own: the blob may be overwritten, the run's input stays.
+        own = run.path / "data" / f"{name}.jsonl"
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.unlink(missing_ok=True)
+        own.hardlink_to(Path(source))
+        data[name] = DataPlan(str(own), dataset.check(own, spec.task))
+    paths = {key: getattr(spec, key).model_copy(update={"path": data[key].path}) for key in data}
+    base = engine.base_info(spec.model.asset_name)
+    return make_plan(
+        spec.model_copy(update=paths),
+        hosted(twin, spec)
+        if engine.simulates
+        else local_limits(spec.model, target="the mock's engine"),
+        training=data["training_data"],
+        validation=data.get("validation_data"),
+        base=base,
+        threads=None if engine.simulates else engine.threads,
+    )
+
+
+def _log_line(event: Event) -> str:
+    """An event as Hugging Face's Trainer prints it on the service: a metric is a dictionary."""
+    return str(dict(event.data)) if event.kind == "metric" else event.message
