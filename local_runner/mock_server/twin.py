@@ -22,8 +22,9 @@ REGISTRIES = ("azureml", "azureml-phi")
 """The registry of Microsoft's models, and its vanity name."""
 BLOB_STORE = "workspaceblobstore"
 ARTIFACT_STORE = "workspaceartifactstore"
-LRO_PACE = {"Retry-After": "0.2"}
-"""How soon to ask again. A whole 0 would be taken for 30 seconds."""
+LRO_PACE = {"retry-after-ms": "100"}
+"""How soon to ask again. The SDK reads Retry-After of a cancellation as a whole number, and takes 0
+for 30 seconds; this header it obeys everywhere."""
 
 
 DEFAULT_AS_OF = dt.date(2025, 6, 1)
