@@ -17,6 +17,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 warnings.simplefilter("ignore")
 logging.disable(logging.CRITICAL)
@@ -34,13 +35,18 @@ seen: dict[str, object] = {}
 
 
 def clients() -> tuple[MLClient, MLClient]:
-    place = [os.environ[key] for key in ("AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZUREML_WORKSPACE_NAME")]
+    place = [
+        os.environ[key]
+        for key in ("AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZUREML_WORKSPACE_NAME")
+    ]
     cloud = json.loads(os.environ.get("CLOUD_KEYWORDS", "{}"))
     credential = DefaultAzureCredential()
-    return MLClient(credential, *place, **cloud), MLClient(credential, registry_name="azureml", **cloud)
+    return MLClient(credential, *place, **cloud), MLClient(
+        credential, registry_name="azureml", **cloud
+    )
 
 
-def refused(call, *arguments, **keywords) -> dict[str, object]:
+def refused(call: Any, *arguments: Any, **keywords: Any) -> dict[str, object]:
     try:
         call(*arguments, **keywords)
     except HttpResponseError as error:
@@ -48,7 +54,7 @@ def refused(call, *arguments, **keywords) -> dict[str, object]:
     return {"type": None}
 
 
-def quiet(call, *arguments, **keywords) -> str:
+def quiet(call: Any, *arguments: Any, **keywords: Any) -> str:
     words = io.StringIO()
     with contextlib.redirect_stdout(words):
         call(*arguments, **keywords)
@@ -65,23 +71,39 @@ seen["registry"] = [latest.name, latest.version, latest.tags["maas-finetuning-de
 seen["registry version"] = registry.models.get("Phi-3-mini-4k-instruct", version="14").version
 seen["unknown model"] = refused(registry.models.get, "Phi-3-mini-4k-instruct", version="99")
 seen["unknown registry"] = refused(
-    MLClient, DefaultAzureCredential(), registry_name="nowhere", **json.loads(os.environ.get("CLOUD_KEYWORDS", "{}"))
+    MLClient,
+    DefaultAzureCredential(),
+    registry_name="nowhere",
+    **json.loads(os.environ.get("CLOUD_KEYWORDS", "{}")),
 )
 
 seen["absent data"] = refused(workspace.data.get, "train", version="1")
-data = workspace.data.create_or_update(Data(path=str(TRAIN), type="uri_file", name="train", version="1"))
-again = workspace.data.create_or_update(Data(path=str(TRAIN), type="uri_file", name="train", version="1"))
-seen["data"] = [data.name, data.version, data.id == again.id, workspace.data.get("train", label="latest").version]
+data = workspace.data.create_or_update(
+    Data(path=str(TRAIN), type="uri_file", name="train", version="1")
+)
+again = workspace.data.create_or_update(
+    Data(path=str(TRAIN), type="uri_file", name="train", version="1")
+)
+seen["data"] = [
+    data.name,
+    data.version,
+    data.id == again.id,
+    workspace.data.get("train", label="latest").version,
+]
 automatic = workspace.data.create_or_update(Data(path=str(TRAIN), type="uri_file", name="train"))
 seen["next version"] = automatic.version
 
 seen["marketplace"] = refused(
     lambda: workspace.marketplace_subscriptions.begin_create_or_update(
-        MarketplaceSubscription(model_id="azureml://registries/azureml/models/Phi-3-mini-4k-instruct", name="phi")
+        MarketplaceSubscription(
+            model_id="azureml://registries/azureml/models/Phi-3-mini-4k-instruct", name="phi"
+        )
     ).result()
 )
 third = workspace.marketplace_subscriptions.begin_create_or_update(
-    MarketplaceSubscription(model_id="azureml://registries/azureml-meta/models/Llama-2-7b", name="llama")
+    MarketplaceSubscription(
+        model_id="azureml://registries/azureml-meta/models/Llama-2-7b", name="llama"
+    )
 ).result()
 seen["third party"] = third.status
 
@@ -89,7 +111,11 @@ made = create_finetuning_job(
     task=FineTuningTaskType.CHAT_COMPLETION,
     training_data=data.id,
     validation_data=data.id,
-    hyperparameters={"per_device_train_batch_size": "1", "learning_rate": "0.00002", "num_train_epochs": "1"},
+    hyperparameters={
+        "per_device_train_batch_size": "1",
+        "learning_rate": "0.00002",
+        "num_train_epochs": "1",
+    },
     model=MODEL,
     display_name="by function",
     name="by-function",
@@ -111,7 +137,8 @@ seen["done"] = [str(job.status), bool(job.studio_url)]
 (FOLDER / "job.yaml").write_text(
     "type: finetuning\nname: by-file\ntask: chat_completion\nmodel_provider: custom\n"
     f"model: {{path: {MODEL!r}, type: mlflow_model}}\ntraining_data: {{path: {TRAIN}, type: uri_file}}\n"
-    "hyperparameters: {learning_rate: '0.00002'}\noutputs: {registered_model: {name: from-file, type: mlflow_model}}\n"
+    "hyperparameters: {learning_rate: '0.00002'}\n"
+    "outputs: {registered_model: {name: from-file, type: mlflow_model}}\n"
 )
 loaded = workspace.jobs.create_or_update(load_job(FOLDER / "job.yaml"))
 same = workspace.jobs.create_or_update(load_job(FOLDER / "job.yaml"))
@@ -134,7 +161,12 @@ seen["list archived"] = [entry.name for entry in workspace.jobs.list(list_view_t
 workspace.jobs.restore("to-cancel")
 
 quiet(workspace.jobs.download, "by-function", download_path=FOLDER / "artifacts")
-quiet(workspace.jobs.download, "by-function", download_path=FOLDER / "named", output_name="registered_model")
+quiet(
+    workspace.jobs.download,
+    "by-function",
+    download_path=FOLDER / "named",
+    output_name="registered_model",
+)
 model = workspace.models.get("tuned", version="1")
 seen["model"] = [model.name, model.version, workspace.models.get("tuned", label="latest").version,
                  model.properties["hasDeltaWeights"]]  # fmt: skip
@@ -156,7 +188,10 @@ seen["second deployment"] = refused(
 seen["endpoints"] = [entry.name for entry in workspace.serverless_endpoints.list()]
 keys = workspace.serverless_endpoints.get_keys("my-endpoint")
 url = workspace.serverless_endpoints.get("my-endpoint").scoring_uri + "/v1/chat/completions"
-question = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 50}
+question = {
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "max_tokens": 50,
+}
 answers = {
     "bare key": {"Authorization": keys.primary_key},
     "bearer": {"Authorization": f"Bearer {keys.secondary_key}"},
@@ -168,7 +203,10 @@ seen["chat"] = {}
 for way, headers in answers.items():
     reply = requests.post(url, json=question, headers=headers, timeout=60)
     body = reply.json()
-    seen["chat"][way] = [reply.status_code, body["choices"][0]["message"]["content"] if reply.ok else body["error"]["message"]]
+    seen["chat"][way] = [
+        reply.status_code,
+        body["choices"][0]["message"]["content"] if reply.ok else body["error"]["message"],
+    ]
 seen["key"], seen["uri"] = keys.primary_key, endpoint.scoring_uri
 workspace.serverless_endpoints.begin_delete("my-endpoint").result()
 try:
