@@ -336,4 +336,7 @@ def _properties(job: Body) -> dict[str, Any]:
         added["azureml.validationData.assetId"] = details["validationData"]["uri"]
     if job["output"]:
         added["_outputModelName"] = job["output"]
+    if "base" in job:  # ours: no program takes a stand-in's result for Phi-3's
+        added["mockTrainedOn"] = job["base"]
+        added["mockSimulated"] = str(job["simulated"]).lower()
     return {**(job["wire"].get("properties") or {}), **added}

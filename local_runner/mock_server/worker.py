@@ -128,6 +128,9 @@ class Worker:
             return False
         write_whole(run.job_file, dump_job(plan.job).encode())
         write_json(run.plan_file, plan.to_json())
+        # What really runs is said wherever the job is shown.
+        base = plan.base.label if plan.base else "nothing: SIMULATED"
+        self.twin.store.change("job", job["key"], base=base, simulated=plan.base is None)
         return True
 
     def _start(self, job: Body, run: RunDir) -> None:
