@@ -128,7 +128,7 @@ def _count(options: argparse.Namespace) -> int:
     base = bases.resolve(options.base, model=options.model)
     length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
     examples = data.load_examples(
-        data.ChatTokenizer(base.folder), options.data, task=options.task, max_length=length
+        data.ChatTokenizer(base.folder), options.data, max_length=length
     )
     tokens = data.count(examples, counted_by=f"the tokenizer of {base.info.label}")
     _print({"base": base.info.to_json(), "tokens": tokens.to_json()})
@@ -145,7 +145,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     base = bases.resolve(options.base, model=options.model)
     tokenizer = data.ChatTokenizer(base.folder)
     length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
-    rows = data.load_examples(tokenizer, options.data, task=options.task, max_length=length)
+    rows = data.load_examples(tokenizer, options.data, max_length=length)
     model = bases.load(base)
     results: list[dict[str, Any]] = []
     if options.with_base:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maas_client.errors import BaseModelError
 from maas_client.plan import Plan
 from maas_client.spec.catalog import find_model
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 PHI3_TARGETS = ("down_proj", "gate_up_proj", "o_proj", "qkv_proj")
 """Phi-3's projections are fused: q_proj and its like would match nothing, without an error."""
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 
 
 def attach(model: Phi3ForCausalLM, plan: Plan, *, name: str) -> PeftModel:
@@ -40,12 +45,64 @@ def attach(model: Phi3ForCausalLM, plan: Plan, *, name: str) -> PeftModel:
         lora_dropout=values["lora_dropout"],
         use_rslora=values.get("use_rslora") or False,
         target_modules=sorted(targets),
-        base_model_name_or_path=name,
     )
+    model.name_or_path = name  # peft writes it down; it is a folder of this machine otherwise
     torch.manual_seed(plan.seed)
-    adapted = get_peft_model(model, config)
-    adapted.peft_config["default"].base_model_name_or_path = name
-    return adapted
+    with warnings.catch_warnings():
+        # peft reads a property that transformers 5 has renamed; nothing is lost.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        return get_peft_model(model, config)
+
+
+def open_on(model: Any, folder: Path, *, name: str = "default") -> PeftModel:
+    """Put a saved adapter on a base, or beside the adapters that a `PeftModel` has.
+
+    Raises:
+        BaseModelError: it is no adapter, a simulated one, or another model's.
+    """
+    from peft import PeftModel
+
+    _check(model, folder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder), adapter_name=name)
+            return model
+        return PeftModel.from_pretrained(model, folder, adapter_name=name)
+
+
+def _check(model: Any, folder: Path) -> None:
+    """peft leaves out what does not fit, with a warning: whether all fits is looked at before."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        with safe_open(folder / WEIGHTS, "pt") as stored:
+            shapes = {key: stored.get_slice(key).get_shape() for key in stored.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BaseModelError(
+            f"{folder} is no adapter: {error}", hint=f"It needs {CONFIG} and {WEIGHTS}."
+        ) from error
+    if config.get("simulated"):
+        raise BaseModelError(
+            f"{folder} was simulated: nothing was trained", hint="Train it with the engine `train`."
+        )
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for key, shape in shapes.items():
+        path, _, side = key.removesuffix(".weight").rpartition(".lora_")
+        layer = _layer(base, path.removeprefix("base_model.model."))
+        width = {"A": "in_features", "B": "out_features"}.get(side)
+        if width is None or getattr(layer, width, None) != shape[side == "A"]:
+            raise BaseModelError(f"{folder} is an adapter of another model: {key} does not fit")
+    if not shapes:
+        raise BaseModelError(f"{folder} holds no tensors")
+
+
+def _layer(model: Any, path: str) -> Any:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def tensors(model: PeftModel) -> dict[str, Tensor]:
@@ -61,11 +118,11 @@ def save(model: PeftModel, folder: Path) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors(model), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(tensors(model), folder / WEIGHTS, metadata={"format": "pt"})
     config = _plain(model.peft_config["default"].to_dict())
     config["inference_mode"] = True
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+    (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
 def restore(model: PeftModel, file: Path) -> None:

@@ -30,25 +30,35 @@ def serve(base: bases.Base, questions: TextIO, answers: TextIO) -> None:
     answerer = Answerer(base)
     write({"ready": True, "base": base.info.to_json()})
     for line in questions:
-        raw = json.loads(line)
+        number = None
         try:
+            raw = json.loads(line)
+            number = raw.get("id")
             for piece in answerer.answer(_ask(raw)):
-                write({"id": raw.get("id")} | _words(piece))
+                write({"id": number} | _words(piece))
+        except BrokenPipeError:
+            return  # whoever asked is gone
         except MaasError as error:
-            write({"id": raw.get("id"), "error": error.to_json()})
+            write({"id": number, "error": error.to_json()})
         except Exception as error:  # noqa: BLE001 - a template raises what it likes; the next question counts
-            problem = RunnerError(f"the question cannot be answered: {error}")
-            write({"id": raw.get("id"), "error": problem.to_json()})
+            problem = RunnerError(f"the question cannot be answered: {_words_of(error)}")
+            write({"id": number, "error": problem.to_json()})
+
+
+def _words_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _ask(raw: Mapping[str, Any]) -> Ask:
-    stop = raw.get("stop") or ()
+    """The question in our words; what is absent or null has its default."""
+    given = {key: value for key, value in raw.items() if value is not None}
+    stop = given.get("stop", ())
     return Ask(
-        messages=raw["messages"],
-        adapter=Path(raw["adapter"]) if raw.get("adapter") else None,
-        max_tokens=int(raw.get("max_tokens") or 256),
-        temperature=float(raw.get("temperature") or 0.0),
-        top_p=float(raw.get("top_p") or 1.0),
+        messages=given["messages"],
+        adapter=Path(given["adapter"]) if given.get("adapter") else None,
+        max_tokens=int(given.get("max_tokens", 256)),
+        temperature=float(given.get("temperature", 0.0)),
+        top_p=float(given.get("top_p", 1.0)),
         seed=raw.get("seed"),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
     )

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maas_client.errors import BaseModelError, DatasetError
+from maas_client.errors import BaseModelError, DatasetError, Problem
 from maas_client.plan import TokenCount
-from maas_client.spec.dataset import read_rows
+from maas_client.spec.dataset import TEXT_COLUMNS, numbered_rows
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Message = Mapping[str, Any]
+Row = Mapping[str, Any]
+Span = tuple[int, int]
+"""First character, and the one after the last."""
+
+_MARK = "\ue000\ue001\ue000"
+"""Stands for a turn's words while their place is looked for; private characters, no letters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,75 +81,101 @@ class ChatTokenizer:
         text = self.render(messages, answer=True)
         return list(self.raw.encode(text, add_special_tokens=False).ids)
 
-    def chat(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+    def chat(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         """The conversation as text, and the spans of it that are trained."""
         text = self.render(messages)
-        spans = []
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant" or message.get("weight", 1) == 0:
-                continue
-            spans.append(self._turn(text, messages[:index], message))
+        spans = [
+            self._turn(text, messages, index)
+            for index, message in enumerate(messages)
+            if message["role"] == "assistant" and message.get("weight", 1) != 0
+        ]
         return text, spans
 
-    def _turn(self, text: str, before: Sequence[Message], message: Message) -> tuple[int, int]:
+    def _turn(self, text: str, messages: Sequence[Message], index: int) -> Span:
         """Where an assistant turn's words begin, and where the token that ends them does."""
-        lead = self.render(before, answer=True)
-        content = message.get("content") or ""
-        start = len(lead)
-        if not text.startswith(lead):
-            raise ValueError("the template renders a turn differently once another follows it")
-        for said in (content, content.strip()):
-            if text.startswith(said, start):
-                stop = start + len(said)
-                break
-        else:
-            raise ValueError("the template changes what the assistant says")
+        marked = [*messages]
+        marked[index] = {**messages[index], "content": _MARK}
+        start = self.render(marked).find(_MARK)
+        content = messages[index].get("content") or ""
+        if start < 0 or not text.startswith(said := content, start):
+            said = content.strip()  # some templates trim what is said
+        if start < 0 or not text.startswith(said, start):
+            raise ValueError(f"the chat template changes what turn {index + 1} says")
+        stop = start + len(said)
         ending = next((word for word in self._specials if text.startswith(word, stop)), "")
         return start, stop + len(ending)
 
-    def text(self, row: Mapping[str, str]) -> tuple[str, list[tuple[int, int]]]:
+    def completion(self, row: Mapping[str, str]) -> tuple[str, list[Span]]:
         """A text_completion row as text: all of `text`, or only the second column, is trained."""
-        columns = list(row.values())
-        if "text" in row and len(row) == 1:
-            text = columns[0] + self.eos
-            return text, [(0, len(text))]
-        first = row.get("prompt") or row["text"]
-        second = row.get("completion") or row["ground_truth"]
-        text = first + second + self.eos
-        return text, [(len(first), len(text))]
+        columns = next(names for names in TEXT_COLUMNS if set(names) == set(row))
+        asked = row[columns[0]] if len(columns) > 1 else ""
+        text = asked + row[columns[-1]] + self.eos
+        return text, [(len(asked), len(text))]
 
-    def encode(self, row: Mapping[str, Any], *, task: str, max_length: int) -> Example:
-        """One checked row as tokens, cut to `max_length`."""
-        text, spans = self.chat(row["messages"]) if task == "chat_completion" else self.text(row)
-        coded = self.raw.encode(text, add_special_tokens=False)
-        trained = tuple(
-            end > start and any(a <= start and end <= b for a, b in spans)
-            for start, end in coded.offsets
-        )
-        return Example(tuple(coded.ids[:max_length]), trained[:max_length], len(coded.ids))
+    def encode(self, rows: Sequence[Mapping[str, Any]], *, max_length: int) -> list[Example]:
+        """Checked rows as tokens, each cut to `max_length`.
+
+        Raises:
+            ValueError: the template refuses a row; the argument is the row's place and the reason.
+        """
+        drawn = []
+        for place, row in enumerate(rows):
+            try:
+                drawn.append(
+                    self.chat(row["messages"]) if "messages" in row else self.completion(row)
+                )
+            except Exception as error:  # a template raises what it likes
+                raise ValueError(place, str(error)) from error
+        coded = self.raw.encode_batch([text for text, _ in drawn], add_special_tokens=False)
+        return [
+            Example(
+                tuple(code.ids[:max_length]), _trained(code.offsets[:max_length], spans), len(code)
+            )
+            for code, (_, spans) in zip(coded, drawn, strict=True)
+        ]
 
 
-def load_examples(
-    tokenizer: ChatTokenizer, file: Path, *, task: str, max_length: int
-) -> list[Example]:
+def _trained(offsets: Sequence[Span], spans: Sequence[Span]) -> tuple[bool, ...]:
+    """Which tokens begin inside a span.
+
+    Where a token ends does not matter: Phi-3's `<|end|>` takes the newline behind it along.
+    """
+    return tuple(
+        end > start and any(first <= start < last for first, last in spans)
+        for start, end in offsets
+    )
+
+
+def load_examples(tokenizer: ChatTokenizer, file: Path, *, max_length: int) -> list[Example]:
     """Every row of a checked file as tokens.
 
     Raises:
-        DatasetError: the template fails on a row, or leaves nothing of it to train; with its number.
+        DatasetError: the template fails on a row, or leaves nothing of it to train; with its line.
     """
-    examples = []
-    for number, row in enumerate(read_rows(file), start=1):
+    examples: list[Example] = []
+    for chunk in _chunks(numbered_rows(file), 256):
+        lines, rows = zip(*chunk, strict=True)
         try:
-            example = tokenizer.encode(row, task=task, max_length=max_length)
-        except Exception as error:  # a template raises what it likes
-            raise DatasetError(f"{file}: row {number}: the chat template fails: {error}") from error
-        if not any(example.trained[1:]):
-            raise DatasetError(
-                f"{file}: row {number}: no token is trained within {max_length} tokens",
-                hint="Raise max_seq_length, or shorten the row.",
-            )
-        examples.append(example)
+            coded = tokenizer.encode(rows, max_length=max_length)
+        except ValueError as error:
+            place, reason = error.args
+            raise _bad_row(file, lines[place], f"the chat template fails: {reason}") from error
+        for line, example in zip(lines, coded, strict=True):
+            if not any(example.trained[1:]):
+                what = f"no token is trained within {max_length} of {example.full_length} tokens"
+                raise _bad_row(file, line, what, "raise max_seq_length, or shorten the row")
+        examples += coded
     return examples
+
+
+def _bad_row(file: Path, line: int, what: str, hint: str = "") -> DatasetError:
+    problem = Problem(what, line=line, hint=hint, code="row")
+    return DatasetError(f"{file}: line {line} cannot be trained", problems=(problem,))
+
+
+def _chunks(rows: Iterator[tuple[int, Row]], size: int) -> Iterator[list[tuple[int, Row]]]:
+    while chunk := list(islice(rows, size)):
+        yield chunk
 
 
 def count(examples: Iterable[Example], *, counted_by: str) -> TokenCount:

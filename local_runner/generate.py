@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from local_runner import adapters
 from local_runner.data import ChatTokenizer
 from local_runner.models import base as bases
-from maas_client.errors import BaseModelError
+from maas_client.errors import RunnerError
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import Phi3ForCausalLM
+
+_HALF = "\ufffd"
+"""What half a character decodes to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,50 +55,50 @@ class Answerer:
         self.tokenizer = ChatTokenizer(base.folder)
         self._plain: Phi3ForCausalLM = bases.load(base).eval()
         self._adapted: PeftModel | None = None
-        self._known: dict[Path, str] = {}
+        self._known: dict[tuple[Path, int], str] = {}
         ends = self._plain.generation_config.eos_token_id
-        self._ends = frozenset([ends] if isinstance(ends, int) else ends or [])
+        self._ends = frozenset([ends] if isinstance(ends, int) else ends or [self.tokenizer.eos_id])
         self._context = int(bases.read_config(base.folder)["max_position_embeddings"])
 
     def answer(self, ask: Ask) -> Iterator[str | Ending]:
         """Pieces of text as they are made, and at last how it ended.
 
         Raises:
-            BaseModelError: the adapter cannot be loaded, or the question is longer than the context.
+            BaseModelError: the adapter cannot be loaded.
+            RunnerError: the question is longer than the context.
         """
         prompt = self.tokenizer.prompt(ask.messages)
         room = self._context - len(prompt)
         if room < 1:
-            raise BaseModelError(
+            raise RunnerError(
                 f"the question has {len(prompt)} tokens; the model's context is {self._context}"
             )
         model, mode = self._with(ask.adapter)
         limit = min(ask.max_tokens, room)
         with torch.inference_mode(), mode:
-            yield from self._text(self._ids(model, prompt, ask, limit), ask, len(prompt))
+            yield from self._pieces(self._ids(model, prompt, ask, limit), ask.stop, len(prompt))
 
-    def _text(self, ids: Iterator[int], ask: Ask, prompt_tokens: int) -> Iterator[str | Ending]:
+    def _pieces(
+        self, ids: Iterator[int], stop: Sequence[str], prompt_tokens: int
+    ) -> Iterator[str | Ending]:
         made: list[int] = []
-        sent, reason = "", "length"
+        text, sent, reason = "", 0, "length"
         for token in ids:
+            made.append(token)
             if token in self._ends:
                 reason = "stop"
                 break
-            made.append(token)
             text = self.tokenizer.raw.decode(made, skip_special_tokens=True)
-            cut = min((at for word in ask.stop if (at := text.find(word)) >= 0), default=-1)
-            if cut >= 0:
-                yield text[len(sent) : cut]
-                reason = "stop"
+            found = [at for word in stop if (at := text.find(word)) >= 0]
+            if found:
+                text, reason = text[: min(found)], "stop"
                 break
-            # Half a character decodes to a replacement mark; wait for its other half.
-            if not text.endswith("\ufffd") and not _may_become(text, ask.stop):
-                yield text[len(sent) :]
-                sent = text
-        else:
-            yield self.tokenizer.raw.decode(made, skip_special_tokens=True)[len(sent) :]
-        if reason == "stop" and not ask.stop:
-            yield self.tokenizer.raw.decode(made, skip_special_tokens=True)[len(sent) :]
+            # What may turn out to be a stop word, or the other half of a character, waits.
+            if not text.endswith(_HALF) and not _may_become(text, stop):
+                yield text[sent:]
+                sent = len(text)
+        if len(text) > sent:
+            yield text[sent:]
         yield Ending(reason, prompt_tokens, len(made))
 
     def _ids(self, model: Any, prompt: list[int], ask: Ask, limit: int) -> Iterator[int]:
@@ -110,31 +114,27 @@ class Answerer:
             yield token
             ids = torch.tensor([[token]])
 
-    def _with(self, adapter: Path | None) -> tuple[Any, Any]:
+    def _with(self, adapter: Path | None) -> tuple[Any, AbstractContextManager[None]]:
         """The model to ask, and the mode to ask it in."""
         if adapter is None:
             if self._adapted is None:
                 return self._plain, nullcontext()
             return self._adapted, self._adapted.disable_adapter()
-        self._load(adapter)
+        self._adapted = self._load(adapter)
         return self._adapted, nullcontext()
 
-    def _load(self, adapter: Path) -> None:
-        from peft import PeftModel
-
-        name = self._known.get(adapter, f"adapter{len(self._known)}")
-        try:
-            if self._adapted is None:
-                self._adapted = PeftModel.from_pretrained(self._plain, adapter, adapter_name=name)
-                self._adapted.eval()
-            elif adapter not in self._known:
-                self._adapted.load_adapter(str(adapter), adapter_name=name)
-            self._adapted.set_adapter(name)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise BaseModelError(
-                f"{adapter} is no adapter for {self.base.info.label}: {error}"
-            ) from error
-        self._known[adapter] = name
+    def _load(self, adapter: Path) -> PeftModel:
+        file = adapter / adapters.WEIGHTS
+        # An adapter that was trained again under the same path is another one.
+        key = (adapter, file.stat().st_mtime_ns if file.exists() else 0)
+        name = self._known.get(key)
+        model: Any = self._adapted or self._plain
+        if name is None:
+            name = f"adapter{len(self._known)}"
+            model = adapters.open_on(model, adapter, name=name).eval()
+            self._known[key] = name
+        model.set_adapter(name)
+        return model  # type: ignore[no-any-return]  # peft is not typed
 
 
 def _may_become(text: str, stops: Sequence[str]) -> bool:
@@ -146,7 +146,8 @@ def _choose(logits: torch.Tensor, ask: Ask, dice: torch.Generator) -> int:
     """The next token. logits: [vocabulary]."""
     if ask.temperature <= 0:
         return int(logits.argmax())
-    chances, order = torch.softmax(logits / ask.temperature, 0).sort(descending=True)
+    chances, order = torch.softmax(logits / ask.temperature, 0).sort(descending=True, stable=True)
     # Keep the fewest tokens that reach top_p together; the first always stays.
-    chances[(chances.cumsum(0) - chances) > ask.top_p] = 0
-    return int(order[torch.multinomial(chances, 1, generator=dice)])
+    cut = (chances.cumsum(0) - chances) >= ask.top_p
+    cut[0] = False
+    return int(order[torch.multinomial(chances.masked_fill(cut, 0), 1, generator=dice)])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from maas_client.plan import Plan
 from maas_client.spec.rundir import RunDir, file_digest, write_json
@@ -15,9 +16,18 @@ if TYPE_CHECKING:
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "maas-finetune")
 
 
-def write(run: RunDir, plan: Plan, base: Base | None, *, simulated: bool = False) -> None:
-    """Write the manifest of a run that has ended well."""
-    inputs = {}
+def write(
+    run: RunDir,
+    plan: Plan,
+    base: Base | None,
+    *,
+    took: Mapping[str, Any],
+    simulated: bool = False,
+) -> None:
+    """Write the manifest of a run that has ended well; `took` says its steps and seconds."""
+    inputs: dict[str, Any] = {"plan": {"sha256": file_digest(run.plan_file)}}
+    if run.job_file.exists():
+        inputs["job"] = {"sha256": file_digest(run.job_file)}
     for name, data in (("training_data", plan.training), ("validation_data", plan.validation)):
         if data and data.report:
             inputs[name] = {"path": data.path, "sha256": data.report.sha256}
@@ -35,8 +45,8 @@ def write(run: RunDir, plan: Plan, base: Base | None, *, simulated: bool = False
             "simulated": simulated,
             "base": base.info.to_json() if base else None,
             "inputs": inputs,
-            "plan_sha256": file_digest(run.plan_file),
             "outputs": digests,
+            **took,
             "seed": plan.seed,
             "threads": plan.threads,
             "python": platform.python_version(),

@@ -62,7 +62,9 @@ def simulate(
             on_event(writer.write("metric", words, metric))
         else:
             _write_adapter(run, plan)
-            manifest.write(run, plan, None, simulated=True)
+            manifest.write(
+                run, plan, None, took={"steps": plan.steps, "seconds": seconds}, simulated=True
+            )
             status = replace(status, status=JobStatus.SUCCEEDED)
         status = replace(status, ended_at=time.time())
         words = f"{status.status}: {status.error}" if status.error else str(status.status)

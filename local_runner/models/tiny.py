@@ -8,7 +8,7 @@ from tempfile import mkdtemp
 
 from maas_client.spec.home import home
 
-LABEL = "a tiny random Phi-3 (for tests; it knows nothing)"
+LABEL = "tiny random Phi-3 (for tests; knows nothing)"
 NAME = "tiny-random-phi3"
 _VERSION = 1
 

@@ -53,7 +53,7 @@ def write_job(file: Path, *, model: str, data: str, task: str) -> Path:
         raise SpecError(f"{file} is there already", hint="Name another file.")
     text = _TEMPLATE.format(
         file=file,
-        slug=f"my-{entry.name.lower()}"[:40],
+        slug=f"my-{entry.name.lower()}"[:40].replace(".", "-"),
         task=task,
         model=entry.asset_id(),
         data=data,

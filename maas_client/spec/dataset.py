@@ -115,10 +115,16 @@ def check(path: str | Path, task: str, *, max_bytes: int = MAX_BYTES) -> Dataset
 
 def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
     """The rows of a file that `check` found good."""
+    for _, row in numbered_rows(path):
+        yield row
+
+
+def numbered_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same, each with its line in the file, from 1."""
     with Path(path).open(encoding="utf-8-sig") as stream:
-        for line in stream:
+        for number, line in enumerate(stream, start=1):
             if line.strip():
-                yield json.loads(line)
+                yield number, json.loads(line)
 
 
 @dataclass

@@ -10,7 +10,14 @@ import re
 from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 Task = Literal[
     "chat_completion",
@@ -30,26 +37,36 @@ Task = Literal[
 READ_ONLY_KEYS = ("status", "services", "creation_context", "id", "log_files")
 """Keys of a dumped job that only the service writes: tolerated, and dropped."""
 
-InputMode = Literal[
-    "ro_mount", "rw_mount", "download", "upload", "direct", "eval_mount", "eval_download"
-]
+InputMode = Literal["ro_mount", "download", "direct"]
+OutputMode = Literal["rw_mount", "mount", "upload", "direct"]
 
 _REMOTE = re.compile(r"^(azureml|https?|wasbs?|abfss?|adl):")
 _CAMEL = re.compile(r"(?<=[a-z])([A-Z])")
-NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}$")
+NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}\Z")
 """What Azure ML takes as the name of a job, model or data asset."""
+_OUTPUT_NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_-]{0,254}\Z")
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, strict=True)
 
 
+def _any_case(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+AnyCase = BeforeValidator(_any_case)
+"""Where azure-ai-ml takes a word in capitals too."""
+
+
 class DataInput(_Strict):
     """Where the rows are: a local path, an `azureml:` reference or a URL."""
 
     path: str
-    type: Literal["uri_file", "uri_folder"] = "uri_file"
-    mode: InputMode | None = None
+    type: Annotated[Literal["uri_file", "uri_folder"], AnyCase] = "uri_file"
+    mode: Annotated[InputMode | None, AnyCase] = None
+    datastore: str | None = None
+    """Where local rows are uploaded to; the workspace's default store without it."""
 
     @property
     def is_remote(self) -> bool:
@@ -65,8 +82,9 @@ class ModelInput(_Strict):
     """The base model, an asset of a registry or workspace."""
 
     path: str
-    type: Literal["mlflow_model", "custom_model"] = "mlflow_model"
-    mode: InputMode | None = None
+    type: Annotated[Literal["mlflow_model", "custom_model"], AnyCase] = "mlflow_model"
+    mode: Annotated[InputMode | None, AnyCase] = None
+    datastore: str | None = None
 
     @property
     def asset_name(self) -> str:
@@ -83,36 +101,53 @@ class JobOutput(_Strict):
     """What the job leaves behind."""
 
     name: str | None = None
-    type: Literal[
-        "mlflow_model", "custom_model", "uri_folder", "uri_file", "mltable", "triton_model"
+    type: Annotated[
+        Literal[
+            "mlflow_model", "custom_model", "uri_folder", "uri_file", "mltable", "triton_model"
+        ],
+        AnyCase,
     ] = "uri_folder"
     path: str | None = None
-    mode: InputMode | None = None
+    mode: Annotated[OutputMode | None, AnyCase] = None
     version: str | None = None
-    description: str | None = None
 
     @field_validator("name")
     @classmethod
     def _name(cls, name: str | None) -> str | None:
-        return _checked_name(name)
+        # Narrower than other names: azure-ai-ml refuses a dot here.
+        if name is not None and not _OUTPUT_NAME.match(name):
+            raise ValueError(
+                "an output's name starts with a letter or digit and has at most 255 letters, digits, "
+                "'-' or '_', and no dot"
+            )
+        return name
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _version(cls, value: Any) -> Any:
+        # azure-ai-ml takes a bare number here, and nowhere else.
+        return str(value) if type(value) is int else value
+
+    @model_validator(mode="after")
+    def _version_has_a_name(self) -> JobOutput:
+        if self.version and not self.name:
+            raise ValueError("a version needs a name")
+        return self
 
 
 class JobResources(_Strict):
     """The machine sizes a managed-compute job may use."""
 
-    instance_types: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    instance_types: Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class QueueSettings(_Strict):
     """How urgent a managed-compute job is."""
 
-    job_tier: Literal["spot", "basic", "standard", "premium", "null"] | None = None
-    priority: Literal["low", "medium", "high"] | None = None
-
-    @field_validator("job_tier", "priority", mode="before")
-    @classmethod
-    def _lower(cls, value: Any) -> Any:
-        return value.lower() if isinstance(value, str) else value
+    job_tier: Annotated[Literal["spot", "basic", "standard", "premium", "null"] | None, AnyCase] = (
+        None
+    )
+    priority: Annotated[Literal["low", "medium", "high"] | None, AnyCase] = None
 
 
 class Identity(_Strict):
@@ -175,6 +210,13 @@ class FineTuningJob(_Strict):
     def _absent_is_empty(cls, value: Any) -> Any:
         return {} if value is None else value
 
+    @field_validator("outputs", mode="before")
+    @classmethod
+    def _absent_output(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: output for key, output in value.items() if output is not None}
+
     @model_validator(mode="before")
     @classmethod
     def _drop_read_only(cls, data: Any) -> Any:
@@ -202,7 +244,9 @@ class FineTuningJob(_Strict):
         dumped = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         for key in ("tags", "properties", "hyperparameters"):
             dumped[key] = getattr(self, key)  # a null among the values is a value
-        return {key: value for key, value in dumped.items() if value not in ({}, None)}
+        # An empty mapping of these says nothing; empty queue_settings ask for managed compute.
+        maps = ("tags", "properties", "hyperparameters", "outputs")
+        return {key: value for key, value in dumped.items() if value or key not in maps}
 
     def rebased(self, old: Path, new: Path) -> FineTuningJob:
         """The same job, its local paths rewritten so that a file in `new` still finds the rows."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,6 +38,8 @@ _PARTS: Mapping[str, type[BaseModel]] = {
 }
 
 KeyPath = tuple[str | int, ...]
+
+_TEXT = "tag:yaml.org,2002:str"
 
 
 def load_job(file: str | Path) -> FineTuningJob:
@@ -74,7 +77,9 @@ def parse_job(text: str, *, source: str = "job.yaml") -> FineTuningJob:
     if not isinstance(data, dict):
         raise SpecError(f"{source}: a job file is a mapping of keys, not a {type(data).__name__}")
     job, found = _validated(data, lines)
-    problems += found + _knob_problems(data.get("hyperparameters"), lines)
+    problems += (
+        found + _file_problems(data, lines) + _knob_problems(data.get("hyperparameters"), lines)
+    )
     if job is not None and not problems:
         return job
     ordered = tuple(sorted(problems, key=lambda problem: (problem.line or 0, problem.message)))
@@ -99,7 +104,7 @@ class _Dumper(yaml.SafeDumper):
 
 def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     plain = text[:1].isalpha() and text.lower() not in _YAML_WORDS and "\n" not in text
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
+    return dumper.represent_scalar(_TEXT, text, style=None if plain else '"')
 
 
 _YAML_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n", "nan", "inf"})
@@ -143,6 +148,11 @@ def _plain(node: yaml.Node, at: KeyPath, lines: dict[KeyPath, int], problems: li
     for key_node, value_node in node.value:
         key = str(key_node.value)
         line = key_node.start_mark.line + 1
+        if key_node.tag != _TEXT:
+            hint = f'write "{key}" in quotes'
+            problems.append(
+                Problem(f"the key {key} must be text", line=line, hint=hint, code="not_text")
+            )
         if key in data:
             problems.append(
                 Problem(
@@ -166,8 +176,51 @@ def _scalar(node: yaml.Node, problems: list[Problem]) -> Any:
         return None
     finally:
         loader.dispose()
-    # A bare date would become a date object; in a job file it is text somebody forgot to quote.
-    return value if isinstance(value, str | int | float | bool | type(None)) else str(node.value)
+    # A bare date becomes a date object, and is refused as one: somebody forgot to quote it.
+    known = isinstance(value, str | int | float | bool | dt.date | type(None))
+    return value if known else str(node.value)
+
+
+def _file_problems(data: dict[str, Any], lines: Mapping[KeyPath, int]) -> list[Problem]:
+    """What azure-ai-ml refuses in a file, though there is only one thing it could mean."""
+    problems = []
+    if "type" not in data:
+        problems.append(
+            Problem("type is missing", line=1, hint="write type: finetuning", code="missing_key")
+        )
+    model = data.get("model")
+    if isinstance(model, dict) and "path" in model and "type" not in model:
+        line, hint = lines["model",], "write type: mlflow_model"
+        problems.append(Problem("model.type is missing", line=line, hint=hint, code="missing_key"))
+    for at in _nulls(data, ()):
+        hint = "give it a value, or remove the line"
+        message = f"{'.'.join(map(str, at))} has no value"
+        problems.append(Problem(message, line=lines[at], hint=hint, code="no_value"))
+    return problems
+
+
+_MAY_BE_NULL: tuple[KeyPath, ...] = (
+    ("tags",),
+    ("properties",),
+    ("hyperparameters",),
+    ("outputs",),
+)
+
+
+def _nulls(data: Mapping[str, Any], at: KeyPath) -> Iterator[KeyPath]:
+    for key, value in data.items():
+        if not at and key in READ_ONLY_KEYS:
+            continue
+        if isinstance(value, dict):
+            yield from _nulls(value, (*at, key))
+        elif value is None and at not in _MAY_BE_NULL and (*at, key) not in _FOUND_NULL:
+            yield (*at, key)
+
+
+_FOUND_NULL: frozenset[KeyPath] = frozenset(
+    (at, "path") for at in ("model", "training_data", "validation_data")
+) | {(name,) for name, field in FineTuningJob.model_fields.items() if field.is_required()}
+"""What pydantic refuses as null by itself."""
 
 
 def _validated(
@@ -223,7 +276,8 @@ def _words(at: KeyPath, entry: Any) -> tuple[str, str, str]:
         case "string_type":
             quotable = not isinstance(value, dict | list)
             hint = f'write "{_as_text(value)}" in quotes' if quotable else ""
-            return f"is {value!r}, and must be text", hint, "not_text"
+            shown = value if isinstance(value, dt.date) else repr(value)
+            return f"is {shown}, and must be text", hint, "not_text"
         case "model_type" | "dict_type" | "model_attributes_type":
             return "must be a mapping of keys", "", "not_a_mapping"
         case "value_error":

@@ -12,6 +12,7 @@
       adapter/          PEFT layout, safetensors
       merged/           the model with the adapter merged in, where asked for
       manifest.json     digest of every input and output
+      origin.json       which hosted job this was downloaded from
 
 Files are written whole or not at all (write, fsync, rename); a reader ignores a half-written last
 line. The runner writes, everyone reads.
@@ -99,6 +100,10 @@ class RunDir:
     @property
     def manifest_file(self) -> Path:
         return self.path / "manifest.json"
+
+    @property
+    def origin_file(self) -> Path:
+        return self.path / "origin.json"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"

@@ -2,13 +2,14 @@
 
     make demo
 
-Everything is real but the base model: a stand-in of 135 M parameters takes the place of Phi-3-mini,
-whose weights are not on this machine. The service is the offline twin; azure-ai-ml talks to it
-unmodified. The same code runs on a real workspace with another target.
+Everything is real but two things. The base model is a stand-in of 135 M parameters, which takes the
+place of Phi-3-mini; the service is its offline twin, to which azure-ai-ml talks unmodified. The same
+verbs run on a real workspace with another target.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -27,8 +28,8 @@ from maas_client.cli import render
 
 HERE = Path(__file__).parent
 JOB = HERE / "job.yaml"
+SHOWN = "samples/support-agent/job.yaml"
 OUT = Path("runs") / "demo"
-BASE = "stand-in"
 QUESTIONS = json.loads((HERE / "questions.json").read_text())
 
 console = Console()
@@ -51,24 +52,24 @@ def mock(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "local_runner", "mock", *words], check=True)
 
 
-def demo() -> None:
+def demo(base: str) -> None:
     """The journey."""
-    with act("The base model answers", f"maas chat --local {BASE}"):
-        before = ask_base()
-    with act("The offline twin starts", f"maas mock serve --engine train --base {BASE} --detach"):
-        mock("serve", "--engine", "train", "--base", BASE, "--detach")
+    with act("The base model answers", f'maas chat --local {base} "…"'):
+        before = ask_base(base)
+    with act("The offline twin starts", f"maas mock serve --engine train --base {base} --detach"):
+        mock("serve", "--engine", "train", "--base", base, "--detach")
     target = maas.open_target("mock")
     try:
-        run, after = journey(target)
+        run, after = journey(target, base)
     finally:
         target.close()
         mock("stop")
     report(run, before, after)
 
 
-def ask_base() -> list[str]:
+def ask_base(base: str) -> list[str]:
     """The questions, before."""
-    chat = maas.open_local_chat(BASE)
+    chat = maas.open_local_chat(base)
     answers = ask_all(chat)
     chat.close()
     return answers
@@ -83,12 +84,12 @@ def ask_all(chat: maas.Chat) -> list[str]:
     return answers
 
 
-def journey(target: maas.Target) -> tuple[maas.RunDir, list[str]]:
+def journey(target: maas.Target, base: str) -> tuple[maas.RunDir, list[str]]:
     """Plan to undeploy, on any target that hosts models."""
-    with act("Plan", f"maas plan {JOB} --target mock --base {BASE}"):
-        plan = maas.plan_job(JOB, target, base=BASE)
+    with act("Plan", f"maas plan {SHOWN} --target mock --base {base}"):
+        plan = maas.plan_job(JOB, target, base=base)
         render.plan(plan, as_json=False)
-    with act("Submit and follow", f"maas submit {JOB} --target mock --wait"):
+    with act("Submit and follow", f"maas submit {SHOWN} --target mock --wait"):
         job = maas.submit(plan, target)
         console.print(f"submitted as {job.id}")
         with render.Live(as_json=False) as live:
@@ -124,7 +125,7 @@ def report(run: maas.RunDir, before: list[str], after: list[str]) -> None:
     change = (losses[-1] / losses[0] - 1) * 100
     console.print(
         f"held-out loss  before {losses[0]:.3f}  after {losses[-1]:.3f}  ({change:+.1f} %)\n"
-        "measured on the stand-in (SmolLM2-135M in the Phi-3 architecture), not on Phi-3-mini",
+        f"measured on {trained_on(run)}",
         highlight=False,
     )
     console.rule("[bold]Where the time went", align="left")
@@ -133,12 +134,22 @@ def report(run: maas.RunDir, before: list[str], after: list[str]) -> None:
     console.print(f"{sum(spent.values()):6.1f} s  in all", highlight=False)
 
 
+def trained_on(run: maas.RunDir) -> str:
+    """What was really trained, in words."""
+    status = run.read_status()
+    return status.base if status else "unknown"
+
+
 if __name__ == "__main__":
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument(
+        "--base", default="stand-in", help="stand-in, tiny, a folder or a hub id"
+    )
     OUT.mkdir(parents=True, exist_ok=True)
     # A twin of its own: one that is already running for somebody else stays as it is.
     os.environ["MAAS_MOCK_HOME"] = str((OUT / "mock").resolve())
     try:
-        demo()
+        demo(arguments.parse_args().base)
     except maas.MaasError as error:
         render.error(error, as_json=False)
         sys.exit(1)

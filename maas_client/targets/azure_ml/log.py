@@ -35,12 +35,17 @@ class StreamReader:
     """
 
     seen: dict[str, int] = field(default_factory=dict)
-    """Log file -> lines of it that were read."""
+    """Log file -> lines of it that were read, blank ones not counted."""
     lines: list[str] = field(default_factory=list)
     _printed: dict[str, int] = field(default_factory=dict)
     _file: str | None = None
     _rest: str = ""
     _skip: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the stream showed a log and then came to its own end."""
+        return bool(self._printed) and self._file is None
 
     def again(self) -> StreamReader:
         """A reader for the same job's next stream."""
@@ -53,31 +58,18 @@ class StreamReader:
             self._take(line.rstrip("\r"))
 
     def _take(self, line: str) -> None:
-        if self._skip:  # the ruler and the blank line under a header
+        if self._skip:  # the ruler under a header
             self._skip -= 1
-            return
-        if (header := _HEADER.match(line)) is not None:
-            self._file, self._skip = header[1], 2
-            self._drop_blank()
-            return
-        if line == "Execution Summary":
-            self._drop_blank()
+        elif (header := _HEADER.match(line)) is not None:
+            self._file, self._skip = header[1], 1
+        elif line == "Execution Summary":
             self._file = None
-        if self._file is None:
-            return
-        count = self._printed[self._file] = self._printed.get(self._file, 0) + 1
-        if count > self.seen.get(self._file, 0):
-            self.seen[self._file] = count
-            self.lines.append(line)
-
-    def _drop_blank(self) -> None:
-        """Take back the blank line that the SDK prints before a header and before its summary."""
-        if self._file is None or self._printed.get(self._file, 0) < self.seen.get(self._file, 0):
-            return
-        if self.lines and not self.lines[-1]:
-            self.lines.pop()
-            self.seen[self._file] -= 1
-            self._printed[self._file] -= 1
+        elif self._file is not None and line.strip():
+            # Blank lines are not counted: the SDK prints some of its own in between.
+            count = self._printed[self._file] = self._printed.get(self._file, 0) + 1
+            if count > self.seen.get(self._file, 0):
+                self.seen[self._file] = count
+                self.lines.append(line)
 
 
 def read_line(line: str) -> tuple[EventKind, str, Mapping[str, Any]]:
@@ -117,7 +109,7 @@ class EventLog:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.lines = 0
-        """Log lines that were taken, blank ones too."""
+        """Log lines that were taken."""
         self._status = JobStatus.QUEUED
 
     def update(
@@ -143,9 +135,8 @@ class EventLog:
             if began:
                 self._become(JobStatus.RUNNING, at)
         for line in lines:
-            self.lines += 1
-            if line.strip():
-                self._add(at, *read_line(line))
+            self._add(at, *read_line(line))
+        self.lines += len(lines)
         if status.is_terminal and not complete:
             return
         if status not in (self._status, JobStatus.QUEUED):

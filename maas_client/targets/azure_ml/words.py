@@ -50,8 +50,8 @@ _ENDPOINT: Mapping[str, EndpointState] = {
 }
 """The provisioning state; azure-ai-ml does not hand on the endpoint's own state."""
 
-SIMULATED = "maas.simulated"
-BASE = "maas.base"
+SIMULATED = "mockSimulated"
+BASE = "mockTrainedOn"
 """Job properties with which the mock owns up to what it really ran."""
 
 
