@@ -5,13 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from maas_client.plan import Plan
+from maas_client.plan import BaseInfo, Plan
 from maas_client.spec.rundir import RunDir, file_digest, write_json
-
-if TYPE_CHECKING:
-    from local_runner.models.base import Base
 
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "maas-finetune")
 
@@ -19,7 +16,7 @@ _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "maas
 def write(
     run: RunDir,
     plan: Plan,
-    base: Base | None,
+    base: BaseInfo | None,
     *,
     took: Mapping[str, Any],
     simulated: bool = False,
@@ -43,7 +40,7 @@ def write(
         run.manifest_file,
         {
             "simulated": simulated,
-            "base": base.info.to_json() if base else None,
+            "base": base.to_json() if base else None,
             "inputs": inputs,
             "outputs": digests,
             **took,

@@ -338,7 +338,7 @@ def _finish(run: _Run, *, seconds: float, resumed_at: int | None) -> None:
         _merge(run)
     checkpoints.finish(run.dir)
     took = {"steps": run.step, "seconds": round(seconds, 1), "resumed_at_step": resumed_at}
-    manifest.write(run.dir, run.plan, run.base, took=took)
+    manifest.write(run.dir, run.plan, run.base.info, took=took)
 
 
 def _merge(run: _Run) -> None:

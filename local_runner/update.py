@@ -17,8 +17,9 @@ from maas_client.errors import MaasError, PlanError
 from maas_client.plan import Plan, batch_size, learning_rate
 
 if TYPE_CHECKING:
-    from local_runner.data import Example
     from peft import PeftModel
+
+    from local_runner.data import Example
 
 
 @dataclass(frozen=True, slots=True)

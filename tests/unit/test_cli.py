@@ -1,3 +1,5 @@
+"""The command line: exit codes, JSON, and words for people."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Checking training rows: every bad one, with line, column, reason and fix."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""What importing the client costs, and what it offers."""
+
 from __future__ import annotations
 
 import subprocess

@@ -1,3 +1,5 @@
+"""The knobs and the strict reading of their text."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Loading job files: every fault at once, and nothing lost."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Planning: precedence, refusals, warnings, and the steps that will run."""
+
 from __future__ import annotations
 
 import datetime as dt

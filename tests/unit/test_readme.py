@@ -1,3 +1,5 @@
+"""The README tells the truth about the files and the commands."""
+
 from __future__ import annotations
 
 import re
@@ -25,22 +27,17 @@ def files_in_the_tree() -> list[str]:
 
 
 def test_the_readmes_tree_is_the_disk() -> None:
-    listed = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    tracked = [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
-    shown = [
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    unsaid = ("__init__.py", "py.typed", ".gitignore")
+    there = {
         name
-        for name in tracked
-        if name.endswith(".py")
-        and not name.startswith("tests/")
-        and not name.endswith("__init__.py")
-    ]
+        for name in listed.stdout.splitlines()
+        if (ROOT / name).exists() and Path(name).name not in unsaid and name != "README.md"
+    }
     tree = files_in_the_tree()
-    assert sorted(
-        name for name in tree if name.endswith(".py") and not name.startswith("tests/")
-    ) == sorted(shown)
-    assert [name for name in tree if not (ROOT / name).exists()] == []
+    assert set(tree) == there
+    assert len(tree) == len(set(tree))
 
 
 def test_the_readme_has_exactly_two_set_up_commands() -> None:

@@ -1,3 +1,5 @@
+"""A run's files: whole or absent, numbered without gaps, locked by one."""
+
 from __future__ import annotations
 
 import os

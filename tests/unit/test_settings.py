@@ -1,3 +1,5 @@
+"""Where targets come from, and what wrong settings say."""
+
 from __future__ import annotations
 
 import json

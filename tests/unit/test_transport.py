@@ -1,3 +1,5 @@
+"""HTTP: retries, typed errors, and secrets that stay secret."""
+
 from __future__ import annotations
 
 import json

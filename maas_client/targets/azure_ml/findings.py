@@ -39,7 +39,7 @@ def check(child: Child, settings: AzureMLSettings) -> Sequence[Finding]:
 def _look(child: Child, settings: AzureMLSettings) -> Iterator[Finding]:
     yield _package(child)
     yield _reachable(child, settings)
-    yield _login(child)
+    yield _login(child, settings)
     workspace, finding = _workspace(child, settings)
     yield finding
     if workspace is None:
@@ -69,12 +69,15 @@ def _reachable(child: Child, settings: AzureMLSettings) -> Finding:
     return Finding("reachable", ok=True, detail=f"{place} answers")
 
 
-def _login(child: Child) -> Finding:
+def _login(child: Child, settings: AzureMLSettings) -> Finding:
     try:
         child.ask("token")
     except MaasError as error:
         step = "`az login`, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET."
-        return Finding("login", ok=False, detail=error.message, next_step=step)
+        if settings.is_mock:
+            step = error.hint
+        detail = error.message.partition("\n")[0]  # the rest goes through each way to log in
+        return Finding("login", ok=False, detail=detail, next_step=step)
     return Finding("login", ok=True, detail="DefaultAzureCredential has a token")
 
 

@@ -125,9 +125,10 @@ class AzureMLTarget:
             before = self.endpoint(endpoint)
         except NotFoundError:
             before = None
-        if before is not None and before.model.partition(":")[0] != model.partition(":")[0]:
+        served = before.model if before is not None else model
+        if served not in (model, f"{model}:{served.partition(':')[2]}"):
             raise ConflictError(
-                f"endpoint {endpoint} already serves {before.model}",
+                f"endpoint {endpoint} already serves {served}",
                 hint="Name another with --endpoint, or `maas undeploy` this one first.",
             )
         found = words.endpoint(self._child.ask("deploy", model=model, endpoint=endpoint))

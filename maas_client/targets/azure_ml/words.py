@@ -153,6 +153,8 @@ _SECRETS = (
     re.compile(r"()eyJ[\w-]+\.[\w-]+\.[\w-]*"),
     re.compile(r"(?i)((?:account|shared)key=)[^;\s'\"]+"),
 )
+_LONGEST = 4000
+"""Characters of a message; a proxy may answer with a whole page."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -171,7 +173,7 @@ def error(raw: Raw, *, name: str, is_mock: bool = False) -> TargetError | Settin
         name: the target's name.
         is_mock: whether the target is a mock.
     """
-    message = redact(_COLOUR.sub("", raw["message"])).strip() or raw["type"]
+    message = redact(_COLOUR.sub("", raw["message"])).strip()[:_LONGEST] or raw["type"]
     match raw["type"]:
         case "missing":
             return SettingsError(
@@ -185,8 +187,9 @@ def error(raw: Raw, *, name: str, is_mock: bool = False) -> TargetError | Settin
                 hint=f"{step} `maas targets check {name}` looks closer.",
             )
         case "login":
+            step = "`maas mock stop`, then `maas mock serve`" if is_mock else "`az login`"
             return AuthError(
-                f"not logged in to target {name}: {message}", hint="`az login`, then try again."
+                f"not logged in to target {name}: {message}", hint=f"{step}, then try again."
             )
     status = raw.get("status")
     kind = _KINDS.get(status or 0, TargetError)

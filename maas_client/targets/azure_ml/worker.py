@@ -349,7 +349,8 @@ def _http(error: Any) -> dict[str, Any]:
     return {
         "type": "http",
         "message": body.get("message") or error.message,
-        "status": error.status_code,
+        # An operation that failed is reported by an answer that went well.
+        "status": error.status_code if (error.status_code or 0) >= 400 else None,
         "code": body.get("code") or headers.get("x-ms-error-code") or "",
         "inner": inner.get("code") or "",
         "request_id": headers.get("x-ms-request-id")
