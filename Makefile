@@ -28,8 +28,9 @@ demo: $(VENV)/.ready
 	$(BIN)/maas stand-in install
 	$(BIN)/python samples/support-agent/demo.py
 
+# Three at a time: most of a test's life is waiting for a process to start.
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.ready
 	$(BIN)/ruff format --check .

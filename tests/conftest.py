@@ -36,6 +36,11 @@ ROW = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that nobody waits for it alone at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("stand_in") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home of the tests' own, unless the caller brings one (and with it a converted stand-in)."""

@@ -113,9 +113,7 @@ _Dumper.add_representer(str, _quoted)
 
 def _compose(text: str, source: str) -> yaml.Node:
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            # azure-ai-ml would expand them; nine lines of aliases can also fill any memory.
-            raise SpecError(f"{source}: YAML aliases (*name) are not allowed in a job file")
+        _check_tokens(text, source)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -128,13 +126,32 @@ def _compose(text: str, source: str) -> yaml.Node:
         raise SpecError(f"{source}: not YAML", problems=(problem,)) from error
     except yaml.YAMLError as error:
         raise SpecError(f"{source}: not YAML: {error}") from error
-    except RecursionError as error:
-        raise SpecError(f"{source}: nested too deeply for a job file") from error
     if root is None:
         raise SpecError(
             f"{source}: the file is empty", hint="`maas init` writes one to start from."
         )
     return root
+
+
+def _check_tokens(text: str, source: str) -> None:
+    depth = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken):
+            # azure-ai-ml would expand them; nine lines of aliases can also fill any memory.
+            raise SpecError(f"{source}: YAML aliases (*name) are not allowed in a job file")
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        if depth > _MAX_DEPTH:
+            raise SpecError(f"{source}: nested too deeply for a job file")
+
+
+_OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+_MAX_DEPTH = 20
 
 
 def _plain(node: yaml.Node, at: KeyPath, lines: dict[KeyPath, int], problems: list[Problem]) -> Any:

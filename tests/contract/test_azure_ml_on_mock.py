@@ -32,6 +32,8 @@ from tests.live import test_live
 from tests.mocking import Mock, running_mock
 
 SIMULATED = ("--engine", "simulate")
+LONG = JOB.replace("hyperparameters:", 'hyperparameters:\n  num_train_epochs: "20"')
+"""With `--simulate-seconds 60`, a job that takes a minute and looks up every three seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +153,7 @@ def test_the_newest_jobs_are_listed_first(place: AzureMLTarget, tmp_path: Path) 
 def test_a_cancelled_job_has_stopped(tmp_path: Path) -> None:
     with running_mock(tmp_path / "m", *SIMULATED, "--simulate-seconds", "60") as slow:
         place = AzureMLTarget(slow.settings)
-        handle = _submit(place, tmp_path, "stopped")
+        handle = _submit(place, tmp_path, "stopped", text=LONG)
         _wait(lambda: any(event.kind == "metric" for event in place.events("stopped")))
         began = time.monotonic()
         handle.cancel()
@@ -166,7 +168,7 @@ def test_a_failed_job_says_why(tmp_path: Path) -> None:
     """Its engine is killed each time it starts; the mock gives up, and tells."""
     with running_mock(tmp_path / "m", *SIMULATED, "--simulate-seconds", "60") as slow:
         place = AzureMLTarget(slow.settings)
-        handle = _submit(place, tmp_path, "failing")
+        handle = _submit(place, tmp_path, "failing", text=LONG)
 
         def failed() -> bool:
             _kill_engines(slow.home)
