@@ -8,14 +8,15 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Generator, Mapping
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
+from io import BufferedReader
 from typing import Any
 
 import anyio.to_thread
 from starlette.applications import Starlette
-from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route as Mount
@@ -45,6 +46,10 @@ MAX_BODY = 4 * 1024 * 1024
 """Bytes of a request that is not an upload."""
 _METHODS = ["GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"]
 _PIECE = 1024 * 1024
+_MOST_QUESTIONS = 64
+"""Questions that wait for an answer at once; more wait at the door."""
+_CONTROL = re.compile("[\x00-\x1f\x7f\ufffd-\uffff]")
+"""What no name has: it would break headers and lists."""
 
 _log = logging.getLogger(__name__)
 
@@ -74,12 +79,15 @@ class _Front:
         self._twin = twin
         self._router = router
         self._blobs = BlobDoor(twin)
+        # Questions wait for the model: however many wait, the other doors stay open.
+        self._questions = anyio.CapacityLimiter(_MOST_QUESTIONS)
 
     async def handle(self, request: Request) -> Response:
         """Answer one request; whatever goes wrong, the server lives on."""
         call = _call(request)
         is_blob = PREFIX.match(call.path) is not None
         try:
+            _check_path(call)
             answer = self._blob(request, call) if is_blob else self._door(request, call)
             return _response(await answer, call)
         except ServiceError as error:
@@ -100,7 +108,9 @@ class _Front:
         route, params = self._router.find(method, call.path)
         self._admit(route.guard, call)
         body = await _body(request, MAX_BODY)
-        return await run_in_threadpool(route.handler, replace(call, params=params, body=body))
+        ready = replace(call, params=params, body=body)
+        lane = self._questions if route.slow else None
+        return await anyio.to_thread.run_sync(route.handler, ready, limiter=lane)
 
     async def _blob(self, request: Request, call: Call) -> Reply:
         self._blobs.admit(call)
@@ -142,6 +152,11 @@ def _call(request: Request) -> Call:
     return Call(request.method, path, {}, dict(request.query_params), headers)
 
 
+def _check_path(call: Call) -> None:
+    if _CONTROL.search(call.path):
+        raise ServiceError(400, "InvalidUri", "The path holds control characters.")
+
+
 async def _body(request: Request, limit: int) -> bytes:
     parts, size = [], 0
     async for part in request.stream():
@@ -174,7 +189,7 @@ def _response(reply: Reply, call: Call) -> Response:
         headers["x-ms-client-request-id"] = client
     body = reply.body
     match body:
-        case Path():
+        case BufferedReader():
             stream = _file(body, reply.span)
             return StreamingResponse(stream, reply.status, headers, reply.media_type)
         case dict() | list():
@@ -184,9 +199,22 @@ def _response(reply: Reply, call: Call) -> Response:
         case str() | bytes():
             return Response(body, reply.status, headers, reply.media_type)
         case _:
-            return StreamingResponse(
-                iterate_in_threadpool(body), reply.status, headers, reply.media_type
-            )
+            return StreamingResponse(_spoken(body), reply.status, headers, reply.media_type)
+
+
+async def _spoken(pieces: Generator[bytes]) -> AsyncIterator[bytes]:
+    """The pieces as they come.
+
+    In a lane of their own: questions that wait for the model hold theirs until this answer has ended.
+    """
+    lane = anyio.CapacityLimiter(1)
+    run = partial(anyio.to_thread.run_sync, limiter=lane)
+    try:
+        while (piece := await run(next, pieces, None)) is not None:
+            yield piece
+    finally:
+        with anyio.CancelScope(shield=True):  # a reader that has gone must not hold the model
+            await run(pieces.close)
 
 
 def _empty(status: int, headers: Mapping[str, str]) -> Response:
@@ -196,8 +224,8 @@ def _empty(status: int, headers: Mapping[str, str]) -> Response:
     return response
 
 
-async def _file(path: Path, span: tuple[int, int] | None) -> AsyncIterator[bytes]:
-    async with await anyio.open_file(path, "rb") as stream:
+async def _file(file: BufferedReader, span: tuple[int, int] | None) -> AsyncIterator[bytes]:
+    async with anyio.wrap_file(file) as stream:
         left: Any = None
         if span is not None:
             await stream.seek(span[0])

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from xml.sax.saxutils import escape, quoteattr
@@ -16,12 +15,13 @@ from local_runner.mock_server.blobs import Blob, Upload
 from local_runner.mock_server.credentials import ACCOUNT
 from local_runner.mock_server.errors import ServiceError
 from local_runner.mock_server.twin import Twin
-from local_runner.mock_server.wire import Call, Reply
+from local_runner.mock_server.wire import Call, Reply, whole_number
 
 PREFIX = re.compile(rf"^/+{ACCOUNT}\.blob\.[^/]+/(?P<container>[^/]+)(?:/(?P<name>.+))?$")
 MAX_BLOB = 5 * 1024**3
 """Bytes of one upload."""
 _MAX_LIST = 1024 * 1024
+_MAX_NAME = 1024
 _NEEDS = {"GET": "r", "HEAD": "r", "PUT": "cw", "DELETE": "d"}
 
 
@@ -56,6 +56,8 @@ class BlobDoor:
     def answer(self, call: Call, upload: Upload | None) -> Reply:
         """Do what the request asks; `upload` holds its content."""
         container, name = _place(call.path)
+        if len(name or "") > _MAX_NAME:
+            raise _refusal(400, "OutOfRangeInput", f"A name has at most {_MAX_NAME} characters.")
         what = (call.method, call.query.get("comp", ""))
         if name is None:
             if what == ("GET", "list"):
@@ -94,31 +96,22 @@ class BlobDoor:
     def _found(self, container: str, name: str) -> Blob:
         blob = self._twin.blobs.get(container, name)
         if blob is None:
-            raise _refusal(404, "BlobNotFound", "The specified blob does not exist.")
+            raise _not_found()
         return blob
 
     def _put(self, container: str, name: str, call: Call, upload: Upload) -> Reply:
         kind = call.headers.get("x-ms-blob-type", "BlockBlob")
         if kind != "BlockBlob":
             raise _refusal(400, "InvalidBlobType", f"{kind} is not served; BlockBlob is.")
-        self._check_conditions(container, name, call)
-        blob = self._twin.blobs.commit(container, name, upload, _metadata(call.headers))
+        metadata = _metadata(call.headers)
+        blob = self._twin.blobs.commit(container, name, upload, metadata, allow=_allow(call))
         return _created(blob)
-
-    def _check_conditions(self, container: str, name: str, call: Call) -> None:
-        blob = self._twin.blobs.get(container, name)
-        unless, only = call.headers.get("if-none-match"), call.headers.get("if-match")
-        if unless == "*" and blob is not None:
-            raise _refusal(409, "BlobAlreadyExists", "The specified blob already exists.")
-        same = blob is not None and only in ("*", blob.etag)
-        if (only and not same) or (unless and blob is not None and unless == blob.etag):
-            raise _refusal(412, "ConditionNotMet", "The condition in a header is not met.")
 
     def _put_block(self, container: str, name: str, call: Call, upload: Upload) -> Reply:
         block = call.query.get("blockid", "")
         try:
             valid = 0 < len(base64.b64decode(block, validate=True)) <= 64
-        except binascii.Error:
+        except ValueError:
             valid = False
         if not valid:
             raise _refusal(400, "InvalidBlobOrBlock", "blockid must be base64 of 1 to 64 bytes.")
@@ -133,9 +126,11 @@ class BlobDoor:
             blocks = [item.text or "" for item in ET.fromstring(text)]  # noqa: S314 - no DTD gets here
         except ET.ParseError as error:
             raise _refusal(400, "InvalidXmlDocument", str(error)) from error
-        self._check_conditions(container, name, call)
+        metadata = _metadata(call.headers)
         try:
-            blob = self._twin.blobs.commit_blocks(container, name, blocks, _metadata(call.headers))
+            blob = self._twin.blobs.commit_blocks(
+                container, name, blocks, metadata, allow=_allow(call)
+            )
         except KeyError as error:
             raise _refusal(
                 400, "InvalidBlockList", "A block of the list was never sent."
@@ -147,16 +142,21 @@ class BlobDoor:
         return Reply(200, headers={"ETag": blob.etag, "Last-Modified": _date(blob.modified)})
 
     def _get(self, container: str, name: str, call: Call) -> Reply:
-        blob = self._found(container, name)
-        headers, path = _headers(blob), self._twin.blobs.path(blob)
+        # Opened while nobody can put another content in its place: a job's log grows as it is read.
+        found = self._twin.blobs.open(container, name)
+        if found is None:
+            raise _not_found()
+        blob, content = found
+        headers = _headers(blob)
         kind = "application/octet-stream"
         given = call.headers.get("x-ms-range") or call.headers.get("range")
         if not given:
-            return Reply(200, path, headers, kind)
-        match = re.match(r"bytes=(\d+)-(\d*)$", given)
+            return Reply(200, content, headers, kind)
+        match = re.fullmatch(r"bytes=([0-9]{1,18})-([0-9]{0,18})", given)
         start = int(match[1]) if match else blob.size
         stop = min(int(match[2]) if match and match[2] else blob.size - 1, blob.size - 1)
         if start > stop:
+            content.close()
             raise ServiceError(
                 416,
                 "InvalidRange",
@@ -169,12 +169,12 @@ class BlobDoor:
         headers |= {"Content-Range": f"bytes {start}-{stop}/{blob.size}"}
         headers["Content-Length"] = str(stop - start + 1)
         headers.pop("Content-MD5")
-        return Reply(206, path, headers, kind, span=(start, stop))
+        return Reply(206, content, headers, kind, span=(start, stop))
 
     def _list(self, container: str, call: Call) -> Reply:
         prefix, cut = call.query.get("prefix", ""), call.query.get("delimiter", "")
-        after, most = call.query.get("marker", ""), call.query.get("maxresults", "")
-        limit = min(int(most), 5000) if most.isdigit() and int(most) else 5000
+        after, most = call.query.get("marker", ""), call.query.get("maxresults")
+        limit = min(whole_number(most) or 5000, 5000)
         entries: dict[str, Blob | None] = {}
         for blob in self._twin.blobs.list(container, prefix):
             rest = blob.name[len(prefix) :]
@@ -192,6 +192,20 @@ class BlobDoor:
             f"<NextMarker>{escape(marker)}</NextMarker></EnumerationResults>"
         )
         return Reply(200, body, media_type="application/xml")
+
+
+def _allow(call: Call) -> Callable[[Blob | None], None]:
+    """Raises where a condition in the headers is not met by the blob that is there."""
+    unless, only = call.headers.get("if-none-match"), call.headers.get("if-match")
+
+    def check(blob: Blob | None) -> None:
+        if unless == "*" and blob is not None:
+            raise _refusal(409, "BlobAlreadyExists", "The specified blob already exists.")
+        same = blob is not None and only in ("*", blob.etag)
+        if (only and not same) or (unless and blob is not None and unless == blob.etag):
+            raise _refusal(412, "ConditionNotMet", "The condition in a header is not met.")
+
+    return check
 
 
 def _place(path: str) -> tuple[str, str | None]:
@@ -251,6 +265,10 @@ def _metadata(headers: Mapping[str, str]) -> dict[str, str]:
     if bad := [key for key in found if not re.fullmatch(r"[a-z_][a-z0-9_]*", key)]:
         raise _refusal(400, "InvalidMetadata", f"{bad[0]!r} is not a metadata name.")
     return found
+
+
+def _not_found() -> ServiceError:
+    return _refusal(404, "BlobNotFound", "The specified blob does not exist.")
 
 
 def _refusal(status: int, code: str, message: str) -> ServiceError:

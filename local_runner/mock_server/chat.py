@@ -87,6 +87,7 @@ class ChildSpeaker:
     _asked: int = 0
 
     def warm_up(self, model: str) -> None:
+        self._fault = None  # a new try
         threading.Thread(target=self._warm_up, args=(model,), daemon=True).start()
 
     def _warm_up(self, model: str) -> None:

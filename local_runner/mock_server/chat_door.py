@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import Twin
 from local_runner.mock_server.wire import Call, Reply, Route
 
+_MOST_STOPS = 4
 _ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
@@ -24,8 +26,8 @@ def routes(twin: Twin) -> list[Route]:
     """The routes of this door; it looks at the key itself."""
     door = _Door(twin)
     return [
-        Route("POST", "/serverless/{name}/v1/chat/completions", door.chat, "open"),
-        Route("POST", "/serverless/{name}/chat/completions", door.chat, "open"),
+        Route("POST", "/serverless/{name}/v1/chat/completions", door.chat, "open", slow=True),
+        Route("POST", "/serverless/{name}/chat/completions", door.chat, "open", slow=True),
         Route("GET", "/serverless/{name}/info", door.info, "open"),
         Route("GET", "/serverless/{name}/v1/models", door.models, "open"),
     ]
@@ -80,7 +82,7 @@ class _Door:
     def _endpoint(self, call: Call) -> Body:
         endpoint = self._twin.store.get("endpoint", call.params["name"].lower())
         given = call.headers.get("api-key") or call.headers.get("authorization", "")
-        key = given.removeprefix("Bearer ").strip()
+        key = re.sub(r"(?i)^bearer ", "", given).strip()
         # The same answer for an unknown endpoint and a wrong key: names are not given away.
         known = endpoint["keys"] if endpoint else ["", ""]
         good = [same(key, known[0]), same(key, known[1])]
@@ -111,17 +113,31 @@ def _question(body: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(turn, dict) or turn.get("role") not in _ROLES:
             raise user_error(f"messages[{place}] has no valid role.", inner="invalid_messages")
         turns.append({"role": turn["role"], "content": _text(turn.get("content"), place)})
-    limit = body.get("max_completion_tokens", body.get("max_tokens", 256))
+    given = {key: value for key, value in body.items() if value is not None}
+    if given.get("n", 1) != 1:
+        raise user_error("n must be 1: the endpoint gives one answer.", inner="invalid_value")
+    limit = given.get("max_completion_tokens", given.get("max_tokens", 256))
+    options = given.get("stream_options")
+    seed = given.get("seed")
     return {
         "messages": turns,
         "max_tokens": int(_number("max_tokens", limit, 1, 131_072)),
-        "temperature": _number("temperature", body.get("temperature", 1.0), 0, 2),
-        "top_p": _number("top_p", body.get("top_p", 1.0), 0, 1),
-        "seed": body.get("seed") if isinstance(body.get("seed"), int) else None,
-        "stop": body.get("stop"),
-        "stream": body.get("stream") is True,
-        "usage": bool((body.get("stream_options") or {}).get("include_usage")),
+        "temperature": _number("temperature", given.get("temperature", 1.0), 0, 2),
+        "top_p": _number("top_p", given.get("top_p", 1.0), 0, 1),
+        "seed": None if seed is None else int(_number("seed", seed, -(2**63), 2**63 - 1)),
+        "stop": _stop(given.get("stop")),
+        "stream": given.get("stream") is True,
+        "usage": isinstance(options, dict) and options.get("include_usage") is True,
     }
+
+
+def _stop(value: Any) -> list[str]:
+    words = [value] if isinstance(value, str) else value or []
+    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
+        raise user_error("stop must be text, or a list of texts.", inner="invalid_value")
+    if len(words) > _MOST_STOPS:
+        raise user_error(f"stop has at most {_MOST_STOPS} texts.", inner="invalid_value")
+    return words
 
 
 def _text(content: Any, place: int) -> str:
@@ -136,8 +152,6 @@ def _text(content: Any, place: int) -> str:
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:
-    if value is None:
-        return high if name == "top_p" else low
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise user_error(f"{name} must be a number from {low} to {high}.", inner="invalid_value")
     return value
@@ -160,7 +174,7 @@ def _whole(frame: dict[str, Any], pieces: Iterator[Piece]) -> dict[str, Any]:
 
 def _stream(
     frame: dict[str, Any], first: Piece, rest: Iterator[Piece], *, usage: bool
-) -> Iterator[bytes]:
+) -> Generator[bytes, None, None]:
     def event(delta: dict[str, Any], reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
         return _sse(frame | {"object": "chat.completion.chunk", "choices": [choice]})
@@ -182,6 +196,8 @@ def _stream(
                 yield event({"content": piece["delta"]})
             piece = next(rest, None)
         yield b"data: [DONE]\n\n"
+    except ServiceError as error:  # too late for a status: the reader is told in the stream
+        yield _sse(openai_body(error))
     finally:
         rest.close()  # type: ignore[attr-defined]  # a generator; its end stops the model
 

@@ -30,6 +30,7 @@ _STOP_SECONDS = 30
 def main(arguments: list[str]) -> int:
     """Run one verb; returns the exit code."""
     options = _parser().parse_args(arguments)
+    options.words = arguments
     try:
         code: int = options.run(options)
     except MaasError as error:
@@ -69,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     verbs.choices["status"].add_argument("--json", action="store_true", dest="as_json")
     env = verbs.add_parser("env", help="what points any azure-ai-ml program at it")
     env.set_defaults(run=_env)
+    env.add_argument("--shell", choices=("bash", "python", "json"), default="bash",
+                     help="how to write recipe A")  # fmt: skip
+    for verb in verbs.choices.values():  # before or after the verb, as one likes
+        verb.add_argument("--home", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     env.add_argument("--recipe", choices=("A", "B"), default="A",
                      help="A: environment only; B: keywords for MLClient")  # fmt: skip
     return parser
@@ -82,7 +87,11 @@ def _serve(options: argparse.Namespace) -> int:
             f"warning: {options.host} is not loopback: others can reach this mock", file=sys.stderr
         )
     log_to_stderr()
-    engine = Engine(options.engine, options.base, options.simulate_seconds)
+    base = Path(options.base)
+    # A restarted server, or a child of it, may stand in another folder.
+    is_path = options.base not in ("stand-in", "tiny") and base.is_dir()
+    named = str(base.resolve()) if is_path else options.base
+    engine = Engine(options.engine, named, options.simulate_seconds)
     home = options.home.resolve()
 
     def site(url: str) -> Site:
@@ -100,9 +109,7 @@ def _detach(options: argparse.Namespace) -> int:
     if state_of(home) is not None:
         raise MaasError(f"a mock already serves from {home}", hint="`maas mock stop` stops it.")
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    words = [word for word in sys.argv[1:] if word != "--detach"]
-    if words[:1] == ["mock"]:
-        words = words[1:]
+    words = [word for word in options.words if word != "--detach"]
     log = home / "server.log"
     with log.open("ab") as stream:
         child = subprocess.Popen(
@@ -201,12 +208,12 @@ def _reset(options: argparse.Namespace) -> int:
 
 def _env(options: argparse.Namespace) -> int:
     state = _running(options)
-    print(_recipe_b(state) if options.recipe == "B" else _recipe_a(state))
+    print(_recipe_b(state) if options.recipe == "B" else _recipe_a(state, options.shell))
     return 0
 
 
-def _recipe_a(state: dict[str, Any]) -> str:
-    """Exports for a shell: `eval "$(maas mock env)"`."""
+def _recipe_a(state: dict[str, Any], shell: str) -> str:
+    """Exports for a shell: `eval "$(maas mock env)"`; or the same for a program."""
     values = {
         "REQUESTS_CA_BUNDLE": state["ca"],
         "ARM_CLOUD_METADATA_URL": f"{state['url']}/metadata/endpoints?api-version=2022-09-01",
@@ -218,10 +225,13 @@ def _recipe_a(state: dict[str, Any]) -> str:
         "AZURE_RESOURCE_GROUP": state["resource_group"],
         "AZUREML_WORKSPACE_NAME": state["workspace"],
     }
-    lines = ["unset CURL_CA_BUNDLE"]
-    return "\n".join(
-        lines + [f"export {key}={shlex.quote(value)}" for key, value in values.items()]
-    )
+    if shell == "json":
+        return json.dumps(values, indent=2)
+    if shell == "python":
+        lines = [f"os.environ[{key!r}] = {value!r}" for key, value in values.items()]
+        return "\n".join(["import os", "os.environ.pop('CURL_CA_BUNDLE', None)", *lines])
+    lines = [f"export {key}={shlex.quote(value)}" for key, value in values.items()]
+    return "\n".join(["unset CURL_CA_BUNDLE", *lines])
 
 
 def _recipe_b(state: dict[str, Any]) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
 
 from local_runner.mock_server.twin import Twin
 from local_runner.mock_server.wire import Call, Reply, Route
@@ -62,5 +65,8 @@ class _Door:
 
 
 def _stop(run: RunDir) -> None:
-    if run.path.exists() and run.is_locked():
-        run.cancel_file.touch()
+    """Whoever did not stop when asked, in all that time, is stopped."""
+    process = run.process()
+    if process is not None and run.process_is_alive():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)

@@ -115,10 +115,18 @@ def ensure(file: Path) -> Secrets:
         identity_header=secrets.token_urlsafe(24),
         control=secrets.token_urlsafe(24),
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch(mode=0o600)
-    file.write_text(json.dumps(asdict(made)), encoding="utf-8")
+    write_secret(file, json.dumps(asdict(made)).encode())
     return made
+
+
+def write_secret(file: Path, content: bytes) -> None:
+    """Write the file whole or not at all; only its owner can read it, at no moment anybody else."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_name(f"{file.name}.new")
+    new.unlink(missing_ok=True)
+    new.touch(mode=0o600)
+    new.write_bytes(content)
+    new.replace(file)
 
 
 def _encode(data: bytes) -> str:

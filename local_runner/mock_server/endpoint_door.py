@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import time
@@ -14,11 +15,13 @@ from local_runner.mock_server.twin import LRO_PACE, WORKSPACE, Twin, now, system
 from local_runner.mock_server.wire import Call, Reply, Route
 from maas_client.spec.catalog import find_model
 
-_NAME = re.compile(r"^[a-zA-Z][a-zA-Z0-9-]{1,50}[a-zA-Z0-9]$")
+_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9-]{1,50}[a-zA-Z0-9]")
 _OPERATIONS = (
     "/subscriptions/{sub}/providers/Microsoft.MachineLearningServices"
     "/locations/{region}/mfeOperationsStatus/{operation}"
 )
+_KEY_LENGTH = 8
+_PROVISIONING = {"Online": "Succeeded", "Creating": "Creating", "CreationFailed": "Failed"}
 _DEPLOY_SECONDS = 0.3
 """How long an endpoint is Creating at least; the model is loaded meanwhile."""
 
@@ -45,12 +48,13 @@ class _Door:
     def put(self, call: Call) -> Reply:
         self._twin.check_workspace(call.params)
         name, given = call.params["name"], call.properties()
-        if not _NAME.match(name):
+        if not _NAME.fullmatch(name):
             raise user_error(
                 f"{name!r} is not an endpoint name: 3 to 52 letters, digits and '-', a letter first.",
                 inner="InvalidEndpointName",
             )
-        model_id = str((given.get("modelSettings") or {}).get("modelId", ""))
+        settings = given.get("modelSettings")
+        model_id = str(settings.get("modelId", "")) if isinstance(settings, dict) else ""
         model = self._model(model_id)
         key = name.lower()
         with self._twin.store.transaction():
@@ -87,11 +91,14 @@ class _Door:
         body: dict[str, Any] = {"id": call.path, "name": operation, "status": "Succeeded"}
         if endpoint is None:
             body["status"] = "Canceled"
-        elif (fault := self._twin.speaker.fault()) is not None:
-            error = {"code": "DeploymentFailed", "message": fault, "details": []}
-            body |= {"status": "Failed", "error": error}
-        elif _state(self._twin, endpoint) == "Creating":
-            return Reply(body=body | {"status": "InProgress"}, headers=LRO_PACE)
+        else:
+            match _state(self._twin, endpoint):
+                case "Creating":
+                    return Reply(body=body | {"status": "InProgress"}, headers=LRO_PACE)
+                case "CreationFailed":
+                    words = self._twin.speaker.fault()
+                    body["status"] = "Failed"
+                    body["error"] = {"code": "DeploymentFailed", "message": words, "details": []}
         return Reply(body=body)
 
     def get(self, call: Call) -> Reply:
@@ -126,7 +133,12 @@ class _Door:
         if which is None:
             raise user_error("keyType must be Primary or Secondary.", inner="InvalidKeyType")
         keys = list(endpoint["keys"])
-        keys[which] = given.get("keyValue") or secrets.token_urlsafe(24)
+        wanted = given.get("keyValue")
+        if wanted is not None and (not isinstance(wanted, str) or len(wanted) < _KEY_LENGTH):
+            raise user_error(
+                f"keyValue must be text of at least {_KEY_LENGTH} characters.", inner="InvalidKey"
+            )
+        keys[which] = wanted or secrets.token_urlsafe(24)
         self._twin.store.change("endpoint", endpoint["name"].lower(), keys=keys)
         return Reply(body={"primaryKey": keys[0], "secondaryKey": keys[1]})
 
@@ -195,7 +207,7 @@ class _Door:
                 "authMode": "Key",
                 "modelSettings": {"modelId": endpoint["model_id"]},
                 "endpointState": state,
-                "provisioningState": "Succeeded" if state == "Online" else "Creating",
+                "provisioningState": _PROVISIONING[state],
                 "inferenceEndpoint": {
                     "uri": f"{site.url}/serverless/{endpoint['name']}",
                     "headers": {},
@@ -207,8 +219,17 @@ class _Door:
 
 
 def _state(twin: Twin, endpoint: Body) -> str:
+    """Once online, always online: the model is loaded again when a question needs it."""
+    if endpoint["online"]:
+        return "Online"
+    if twin.speaker.fault() is not None:
+        return "CreationFailed"
     young = time.time() - endpoint["at"] < _DEPLOY_SECONDS
-    return "Creating" if young or not twin.speaker.is_ready(endpoint["base_model"]) else "Online"
+    if young or not twin.speaker.is_ready(endpoint["base_model"]):
+        return "Creating"
+    with contextlib.suppress(KeyError):  # deleted meanwhile
+        twin.store.change("endpoint", endpoint["name"].lower(), online=True)
+    return "Online"
 
 
 def _body(name: str, model_id: str, model: Body) -> Body:
@@ -219,6 +240,7 @@ def _body(name: str, model_id: str, model: Body) -> Body:
         "base_model": model["base_model"],
         "model": f"{model['name']}:{model['version']}" if model["version"] else model["name"],
         "keys": [secrets.token_urlsafe(24), secrets.token_urlsafe(24)],
+        "online": False,
         "created": now(),
         "at": time.time(),
     }

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import shutil
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 
 from local_runner.mock_server.errors import (
@@ -24,8 +28,9 @@ from local_runner.mock_server.twin import (
     now,
     system_data,
 )
-from local_runner.mock_server.wire import Call, Reply, Route
-from local_runner.mock_server.worker import LIVE, Worker, artifacts, log_name
+from local_runner.mock_server.wire import Call, Reply, Route, whole_number
+from local_runner.mock_server.worker import LIVE, Worker, artifacts, log_name, run_of
+from maas_client.spec.job import NAME
 
 HISTORY = f"/history/v1.0{WORKSPACE}"
 _OLD = "2024-01-01-preview"
@@ -71,13 +76,39 @@ class _Door:
                     f"A job with the name {name} already exists, with another definition."
                 )
             return Reply(200, self._job(before, call, fresh=True), self._location(name))
-        accepted = judge(self._twin, name, properties)
-        with self._twin.store.transaction():
-            if self._twin.store.get("job", name.lower()) is None:
-                self._twin.store.put("job", name.lower(), _body(name, properties, accepted))
-            job = self._twin.store.get("job", name.lower())
+        job = self._accept(name, properties)
         self._worker.wake()
-        return Reply(201, self._job(job or {}, call, fresh=True), self._location(name))
+        return Reply(201, self._job(job, call, fresh=True), self._location(name))
+
+    def _accept(self, name: str, properties: dict[str, Any]) -> Body:
+        folder = self._new_folder(name)
+        kept = False
+        try:
+            accepted = judge(self._twin, name, properties, folder / "data")
+            with self._twin.store.transaction():
+                job = self._twin.store.get("job", name.lower())
+                if job is None:  # else the same request was sent twice at once
+                    job = _body(name, properties, accepted, folder)
+                    self._twin.store.put("job", name.lower(), job)
+                    kept = True
+        finally:
+            if not kept:
+                shutil.rmtree(folder)
+        return job
+
+    def _new_folder(self, name: str) -> Path:
+        """A run directory that no run has had: a deleted job's name may come again."""
+        if not NAME.fullmatch(name):
+            raise user_error(
+                f"{name!r} is not a job name: letters, digits, '-', '_' and '.', 255 at most.",
+                inner="InvalidJobName",
+            )
+        runs, key = self._twin.site.home / "runs", name.lower()
+        for folder in (runs / key, *(runs / f"{key}~{n}" for n in itertools.count(2))):
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(parents=True)
+                return folder
+        raise AssertionError  # counting has no end
 
     def _location(self, name: str) -> dict[str, str]:
         return {"Location": f"{self._twin.site.url}{self._twin.arm_id('jobs', name)}"}
@@ -88,8 +119,7 @@ class _Door:
     def list(self, call: Call) -> Reply:
         self._twin.check_workspace(call.params)
         view = call.query.get("listViewType", "ActiveOnly").lower()
-        skip = call.query.get("$skip", "")
-        before = int(skip) if skip.isdigit() else None
+        before = whole_number(call.query.get("$skip"))
         docs = self._twin.store.list("job", before=before, limit=_PAGE + 1)
         wanted = {"activeonly": (False,), "archivedonly": (True,)}.get(view, (False, True))
         value = [
@@ -141,6 +171,11 @@ class _Door:
         if job["state"] in LIVE:
             raise conflict(f"Run {job['name']} is in the state {job['state']}; cancel it first.")
         self._twin.store.delete("job", job["key"])
+        if job["version"] is None:  # else its model is served from there
+            shutil.rmtree(run_of(self._twin, job).path, ignore_errors=True)
+        container = self._twin.site.container(ARTIFACT_STORE)
+        for blob in self._twin.blobs.list(container, artifacts(job["name"])):
+            self._twin.blobs.delete(blob)
         return Reply(200)
 
     def details(self, call: Call) -> Reply:
@@ -164,16 +199,18 @@ class _Door:
 
     def patch(self, call: Call) -> Reply:
         """What `jobs.update`, `archive` and `restore` send."""
-        job, given = self._found(call), call.json()
-        wire = job["wire"]
-        if isinstance(given.get("tags"), dict):
-            wire["tags"] = given["tags"]
-        for key in ("displayName", "description"):
-            if isinstance(given.get(key), str):
-                wire[key] = given[key]
-        archived = given.get("hidden")
-        fields = {"archived": archived} if isinstance(archived, bool) else {}
-        job = self._twin.store.change("job", job["key"], wire=wire, **fields)
+        given = call.json()
+        with self._twin.store.transaction():
+            job = self._found(call)
+            wire = job["wire"]
+            if isinstance(given.get("tags"), dict):
+                wire["tags"] = given["tags"]
+            for key in ("displayName", "description"):
+                if isinstance(given.get(key), str):
+                    wire[key] = given[key]
+            archived = given.get("hidden")
+            fields = {"archived": archived} if isinstance(archived, bool) else {}
+            job = self._twin.store.change("job", job["key"], wire=wire, **fields)
         return Reply(body=self._history(job))
 
     def rundata(self, call: Call) -> Reply:
@@ -280,10 +317,7 @@ class _Door:
         return outputs
 
 
-def _body(name: str, wire: dict[str, Any], accepted: Accepted) -> Body:
-    data = {"training_data": str(accepted.training)}
-    if accepted.validation:
-        data["validation_data"] = str(accepted.validation)
+def _body(name: str, wire: dict[str, Any], accepted: Accepted, folder: Path) -> Body:
     return {
         "key": name.lower(),
         "name": name,
@@ -295,7 +329,8 @@ def _body(name: str, wire: dict[str, Any], accepted: Accepted) -> Body:
         "wire": wire,
         "spec": accepted.job.to_dict(),
         "entry": accepted.entry.name,
-        "data": data,
+        "data": {key: str(path) for key, path in accepted.data.items()},
+        "run": folder.name,
         "output": accepted.job.registered_model,
         "version": None,
         "identity": str(uuid.uuid4()),
@@ -334,6 +369,8 @@ def _properties(job: Body) -> dict[str, Any]:
     }
     if details.get("validationData"):
         added["azureml.validationData.assetId"] = details["validationData"]["uri"]
+    if job["ended"]:
+        added["EndTimeUtc"] = job["ended"][:19].replace("T", " ")
     if job["output"]:
         added["_outputModelName"] = job["output"]
     if "base" in job:  # ours: no program takes a stand-in's result for Phi-3's

@@ -28,39 +28,47 @@ _INNER = {
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A job that will run, and where its rows are on this disk."""
+    """A job that will run, and its rows on this disk."""
 
     job: FineTuningJob
     entry: ModelEntry
-    training: Path
-    validation: Path | None
+    data: dict[str, Path]
+    """`training_data`, and `validation_data` where there is some."""
 
 
-def judge(twin: Twin, name: str, properties: dict[str, Any]) -> Accepted:
+def judge(twin: Twin, name: str, properties: dict[str, Any], folder: Path) -> Accepted:
     """Accept the job, or refuse it as the service would.
 
     Args:
         twin: the service.
         name: the job's name, out of the path.
         properties: the body's `properties`, as the SDK sends them.
+        folder: gets links to the rows: what was checked is what will be trained, even if a blob is
+            overwritten or deleted meanwhile.
 
     Raises:
         ServiceError: with the service's status, codes and text.
     """
     job = _job(name, properties)
     entry = _entry(twin, job)
-    training = _data(twin, job.training_data.path, "trainingData")
-    validation = (
-        _data(twin, job.validation_data.path, "validationData") if job.validation_data else None
-    )
-    plans = [_checked(path, job.task) if path else None for path in (training, validation)]
+    data = {}
+    for key, word in (("training_data", "trainingData"), ("validation_data", "validationData")):
+        if (source := getattr(job, key)) is not None:
+            data[key] = folder / f"{key}.jsonl"
+            _take(twin, source.path, word, data[key])
+    plans = {key: _checked(path, job.task) for key, path in data.items()}
     try:
-        make_plan(job, hosted(twin, job), training=plans[0] or DataPlan(""), validation=plans[1])
+        make_plan(
+            job,
+            hosted(twin, job),
+            training=plans["training_data"],
+            validation=plans.get("validation_data"),
+        )
     except PlanError as error:
         first = error.problems[0]
         text = " ".join(problem.message for problem in error.problems)
         raise user_error(text, inner=_INNER.get(first.code, "BadArgument")) from error
-    return Accepted(job, entry, training, validation)
+    return Accepted(job, entry, data)
 
 
 def hosted(twin: Twin, job: FineTuningJob) -> Limits:
@@ -145,10 +153,12 @@ def _input(raw: Any, name: str, kind: str) -> dict[str, Any]:
 def _outputs(raw: Any) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise user_error("outputs must be an object.", inner="InvalidOutputs")
+    for key, entry in raw.items():
+        if not isinstance(entry, dict):
+            raise user_error(f"outputs.{key} must be an object.", inner="InvalidOutputs")
     return {
         key: {"name": entry.get("assetName"), "type": entry.get("jobOutputType") or "mlflow_model"}
         for key, entry in raw.items()
-        if isinstance(entry, dict)
     }
 
 
@@ -192,12 +202,8 @@ def _entry(twin: Twin, job: FineTuningJob) -> ModelEntry:
     return entry
 
 
-def _data(twin: Twin, uri: str, name: str) -> Path:
-    """Where the rows that a reference names are on this disk."""
-    return twin.blobs.path(_blob(twin, uri, name))
-
-
-def _blob(twin: Twin, uri: str, name: str) -> Any:
+def _take(twin: Twin, uri: str, name: str, target: Path) -> None:
+    """Link the rows that a reference names."""
     if match := re.search(r"/data/([^/]+)/versions/([^/]+)$", uri):
         asset = twin.store.get("data", f"{match[1]}/{match[2]}".lower())
         if asset is None:
@@ -211,12 +217,10 @@ def _blob(twin: Twin, uri: str, name: str) -> Any:
         )
     if match[1].lower() not in (world.BLOB_STORE, world.ARTIFACT_STORE):
         raise not_found(f"{name}: Datastore", match[1])
-    blob = twin.blobs.get(twin.site.container(match[1].lower()), match[2])
-    if blob is None:
+    if twin.blobs.link(twin.site.container(match[1].lower()), match[2], target) is None:
         raise ServiceError(
             404, "UserError", f"{name}: no data was found at {uri}.", inner="DataNotFound"
         )
-    return blob
 
 
 def _checked(path: Path, task: str) -> DataPlan:

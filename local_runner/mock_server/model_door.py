@@ -9,7 +9,7 @@ from typing import Any
 from local_runner.mock_server.errors import conflict, not_found, user_error
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import LRO_PACE, WORKSPACE, Twin, now, system_data
-from local_runner.mock_server.wire import Call, Reply, Route
+from local_runner.mock_server.wire import Call, Reply, Route, whole_number
 from maas_client.spec.catalog import find_model
 
 
@@ -75,10 +75,8 @@ class _Door:
         view = call.query.get("listViewType", "ActiveOnly").lower()
         wanted = {"activeonly": (False,), "archivedonly": (True,)}.get(view, (False, True))
         shown = [self._model(doc.body) for doc in found if doc.body["archived"] in wanted]
-        top = call.query.get("$top", "")
-        return Reply(
-            body={"value": shown[: int(top)] if top.isdigit() else shown, "nextLink": None}
-        )
+        top = whole_number(call.query.get("$top"))
+        return Reply(body={"value": shown[:top], "nextLink": None})
 
     def get(self, call: Call) -> Reply:
         return Reply(body=self._model(self._found(call)))

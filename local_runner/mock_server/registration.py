@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from local_runner.mock_server.errors import user_error
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import ARTIFACT_STORE, BLOB_STORE, Twin, now
 from maas_client.spec.rundir import RunDir
@@ -110,7 +111,16 @@ def _mlmodel(job: Body) -> str:
 
 
 def adapter_of(twin: Twin, model: Body) -> Path | None:
-    """The folder that serving loads; None where a simulation left nothing to load."""
+    """The folder that serving loads; None where the twin only simulates.
+
+    Raises:
+        ServiceError: a simulation left nothing that could be loaded.
+    """
     if twin.engine.simulates:
         return None
+    if model["properties"]["properties"]["mockSimulated"] == "true":
+        raise user_error(
+            f"{model['name']}:{model['version']} was simulated: there are no weights to answer with.",
+            inner="ModelWasSimulated",
+        )
     return Path(model["adapter"])

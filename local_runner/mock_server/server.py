@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from local_runner.mock_server.worker import Worker
 from maas_client.errors import MaasError
 from maas_client.spec.rundir import read_json, write_json
 
+_LOCK_TRIES = 10
 _log = logging.getLogger(__name__)
 
 
@@ -53,6 +55,7 @@ def serve(options: Options) -> None:
     Raises:
         MaasError: another server has this home, or the port is taken.
     """
+    os.umask(0o077)  # rows, adapters and what was asked are their owner's
     options.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(options.home))
@@ -103,10 +106,7 @@ def _announce(
         "base": "" if twin.engine.simulates else twin.engine.base,
     }
     write_json(options.home / "last.json", {"port": int(site.url.rpartition(":")[2])})
-    file.unlink(missing_ok=True)
-    file.touch(mode=0o600)
-    write_json(file, state)
-    file.chmod(0o600)
+    credentials.write_secret(file, (json.dumps(state, indent=2) + "\n").encode())
     stack.callback(file.unlink, missing_ok=True)
 
 
@@ -140,13 +140,18 @@ def _alone(home: Path) -> Iterator[None]:
     import fcntl
 
     with (home / "server.lock").open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        for _ in range(_LOCK_TRIES):  # whoever asks `state_of` holds it for a moment
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.05)
+            else:
+                break
+        else:
             raise MaasError(
                 f"a mock already serves from {home}",
                 hint="`maas mock status` shows it; `maas mock stop` stops it.",
-            ) from None
+            )
         yield
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Body = dict[str, Any]
+_STATE = "json_extract(body, '$.state')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Store:
             " place INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, key TEXT NOT NULL,"
             " body TEXT NOT NULL, UNIQUE (kind, key))"
         )
+        self._db.execute(f"CREATE INDEX IF NOT EXISTS states ON documents (kind, {_STATE})")
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -92,14 +94,21 @@ class Store:
         return done.rowcount > 0
 
     def list(
-        self, kind: str, *, prefix: str = "", before: int | None = None, limit: int = -1
+        self,
+        kind: str,
+        *,
+        prefix: str = "",
+        states: Sequence[str] = (),
+        before: int | None = None,
+        limit: int = -1,
     ) -> list[Document]:
-        """The newest first. `before` pages: only places below it."""
+        """The newest first. `before` pages: only places below it; `states`: only in one of them."""
+        among = f" AND {_STATE} IN ({', '.join('?' * len(states))})" if states else ""
         with self._lock:
             rows = self._db.execute(
-                "SELECT key, body, place FROM documents WHERE kind = ? AND substr(key, 1, ?) = ?"
-                " AND (? IS NULL OR place < ?) ORDER BY place DESC LIMIT ?",
-                (kind, len(prefix), prefix, before, before, limit),
+                "SELECT key, body, place FROM documents WHERE kind = ? AND substr(key, 1, ?) = ?"  # noqa: S608
+                f" AND (? IS NULL OR place < ?){among} ORDER BY place DESC LIMIT ?",
+                (kind, len(prefix), prefix, before, before, *states, limit),
             ).fetchall()
         return [Document(key, json.loads(body), place) for key, body, place in rows]
 

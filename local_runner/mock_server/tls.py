@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from local_runner.mock_server.credentials import write_secret
+
 _CA_DAYS = 3650
 _LEAF_DAYS = 397
 _RENEW_DAYS = 30
@@ -65,6 +67,7 @@ def _make_ca(file: Path, key_file: Path, at: dt.datetime) -> None:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
+    file.unlink(missing_ok=True)
     _write_key(key_file, key)
     file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
@@ -91,6 +94,7 @@ def _make_leaf(files: Certificates, ca_key_file: Path, at: dt.datetime) -> None:
         .add_extension(authority, critical=False)
         .sign(ca_key, hashes.SHA256())
     )
+    files.chain.unlink(missing_ok=True)  # killed between the two, we make both anew
     _write_key(files.key, key)
     files.chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
@@ -128,12 +132,9 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def _write_key(file: Path, key: ec.EllipticCurvePrivateKey) -> None:
-    file.unlink(missing_ok=True)
-    file.touch(mode=0o600)
-    file.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
+    text = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
     )
+    write_secret(file, text)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from io import BufferedReader
 from typing import Any
 
 from local_runner.mock_server.errors import ServiceError, user_error
@@ -33,6 +33,9 @@ class Call:
         """
         try:
             data = json.loads(self.body or b"{}")
+            # What cannot be written again (half a character, NaN, infinity) would make every later
+            # answer that shows it fail.
+            json.dumps(data, allow_nan=False, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise user_error(
                 f"The request body is not JSON: {error}", inner="InvalidRequestBody"
@@ -51,10 +54,18 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer. A dict or list is JSON, an iterator is streamed, a path is a file."""
+    """An answer. A dict or list is JSON, a generator is streamed, an open file is sent and closed."""
 
     status: int = 200
-    body: dict[str, Any] | list[Any] | str | bytes | Path | Iterator[bytes] | None = None
+    body: (
+        dict[str, Any]
+        | list[Any]
+        | str
+        | bytes
+        | BufferedReader
+        | Generator[bytes, None, None]
+        | None
+    ) = None
     headers: Mapping[str, str] = field(default_factory=dict)
     media_type: str = "application/json"
     span: tuple[int, int] | None = None
@@ -73,11 +84,18 @@ class Route:
     handler: Handler
     guard: str = "bearer"
     """Who may come in: `bearer`, `control`, or `open` where the door itself looks at the caller."""
+    slow: bool = False
+    """Whether it may have to wait for the model."""
 
     def regex(self) -> re.Pattern[str]:
         pattern = re.sub(r"\{(\w+)\*\}", r"(?P<\1>.+)", self.pattern)
         pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", pattern)
         return re.compile(f"{pattern}/?", re.IGNORECASE)
+
+
+def whole_number(text: str | None) -> int | None:
+    """The number of `$top` and its like; None where it is none."""
+    return int(text) if text and re.fullmatch(r"[0-9]{1,15}", text) else None
 
 
 class Router:

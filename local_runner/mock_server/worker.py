@@ -13,8 +13,6 @@ import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from local_runner.mock_server import registration
 from local_runner.mock_server.engine import Engine, EngineError, tail
@@ -23,7 +21,7 @@ from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import ARTIFACT_STORE, Twin, now
 from maas_client.errors import MaasError
 from maas_client.jobs import Event, JobStatus
-from maas_client.plan import DataPlan, make_plan
+from maas_client.plan import DataPlan, Plan, make_plan
 from maas_client.spec import dataset
 from maas_client.spec.job import FineTuningJob
 from maas_client.spec.limits import local_limits
@@ -33,9 +31,10 @@ from maas_client.spec.rundir import RunDir, RunStatus, write_json, write_whole
 LIVE = ("Queued", "Running", "CancelRequested", "Finalizing")
 """States in which a job is not over."""
 
+_ENDS = frozenset(status for status in JobStatus if status.is_terminal)
 _PAUSE = 0.1
 _MOST_STARTS = 5
-"""An engine that dies so often without an end will not do better next time."""
+"""An engine that dies so often without getting on will not do better next time."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +45,8 @@ class Worker:
 
     twin: Twin
     _children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes of each run's events when its log was copied last; only spares work."""
     _wake: threading.Event = field(default_factory=threading.Event)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -68,7 +69,7 @@ class Worker:
     def wait_until_idle(self, seconds: float) -> bool:
         """Whether no job is live any more within the time."""
         end = time.monotonic() + seconds
-        while any(doc.body["state"] in LIVE for doc in self.twin.store.list("job")):
+        while self.twin.store.list("job", states=LIVE):
             if time.monotonic() > end:
                 return False
             time.sleep(_PAUSE / 2)
@@ -85,17 +86,25 @@ class Worker:
 
     def turn(self) -> None:
         """Look at every live job once, the oldest first."""
-        live = [
-            doc.body for doc in reversed(self.twin.store.list("job")) if doc.body["state"] in LIVE
-        ]
+        live = [doc.body for doc in reversed(self.twin.store.list("job", states=LIVE))]
         running = sum(job["state"] != "Queued" for job in live)
         for job in live:
-            if job["state"] == "Queued":
-                if running >= self.twin.site.capacity:
-                    continue
-                running += 1
-                job = self.twin.store.change("job", job["key"], state="Running")  # noqa: PLW2901
-            self._tend(job)
+            try:
+                if job["state"] != "Queued":
+                    self._tend(job)
+                elif running < self.twin.site.capacity:
+                    running += 1
+                    self._tend(self._move(job, "Queued", "Running"))
+            except Exception:  # one job's trouble is not the others'
+                _log.exception("job %s stumbled, and is tried again", job["name"])
+
+    def _move(self, job: Body, before: str, after: str) -> Body:
+        """Change the state, unless somebody else has done so: a cancellation is never lost."""
+        with self.twin.store.transaction():
+            latest = self.twin.store.get("job", job["key"]) or job
+            if latest["state"] != before:
+                return latest
+            return self.twin.store.change("job", job["key"], state=after)
 
     def _tend(self, job: Body) -> None:
         run = run_of(self.twin, job)
@@ -122,8 +131,8 @@ class Worker:
             self._close(job, "Canceled")
             return False
         try:
-            plan = _plan(self.twin, self.twin.engine, job, run)
-        except (MaasError, EngineError) as error:
+            plan = _plan(self.twin, self.twin.engine, job)
+        except (MaasError, EngineError, OSError) as error:
             self._close(job, "Failed", error=f"The mock's engine cannot run this job: {error}")
             return False
         write_whole(run.job_file, dump_job(plan.job).encode())
@@ -134,14 +143,18 @@ class Worker:
         return True
 
     def _start(self, job: Body, run: RunDir) -> None:
-        starts = job.get("starts", 0)
-        if starts >= _MOST_STARTS:
+        lines = len(run.metrics())
+        barren = job.get("barren", 0) + 1 if lines == job.get("lines", 0) else 1
+        if barren > _MOST_STARTS:
             words = tail(run.log_file)
             self._close(
-                job, "Failed", error=f"The engine ended {starts} times without a result. {words}"
+                job,
+                "Failed",
+                error=f"The engine ended {barren - 1} times without getting on. {words}",
             )
             return
-        self.twin.store.change("job", job["key"], starts=starts + 1)
+        starts = job.get("starts", 0) + 1
+        self.twin.store.change("job", job["key"], starts=starts, barren=barren, lines=lines)
         self._children[job["key"]] = self.twin.engine.start(run)
 
     def _is_alive(self, job: Body, run: RunDir) -> bool:
@@ -153,7 +166,11 @@ class Worker:
 
     def _copy_log(self, job: Body, run: RunDir) -> None:
         """Say what is new in the log that the service shows."""
-        events = list(run.events())
+        size = run.events_file.stat().st_size if run.events_file.exists() else 0
+        if size == self._sizes.get(job["key"]):
+            return
+        # How it ended is the job's status to tell; the log is the trainer's.
+        events = [event for event in run.events() if event.data.get("status") not in _ENDS]
         if not events or events[-1].seq == job.get("seen", 0):
             return
         # Written whole each time: an append that a crash cut off would repeat lines.
@@ -161,12 +178,12 @@ class Worker:
         container = self.twin.site.container(ARTIFACT_STORE)
         self.twin.blobs.put(container, log_name(job["name"]), text.encode())
         self.twin.store.change("job", job["key"], seen=events[-1].seq)
+        self._sizes[job["key"]] = size
 
     def _end(self, job: Body, run: RunDir, status: RunStatus) -> None:
         match status.status:
             case JobStatus.SUCCEEDED:
-                if job["state"] == "Running":
-                    job = self.twin.store.change("job", job["key"], state="Finalizing")
+                job = self._move(job, "Running", "Finalizing")
                 registration.publish(self.twin, job, run)
                 self._close(job, "Completed")
             case JobStatus.CANCELLED if job["state"] == "CancelRequested":
@@ -178,12 +195,13 @@ class Worker:
 
     def _close(self, job: Body, state: str, *, error: str | None = None) -> None:
         self.twin.store.change("job", job["key"], state=state, error=error, ended=now())
+        self._sizes.pop(job["key"], None)
         _log.info("job %s %s", job["name"], state)
 
 
 def run_of(twin: Twin, job: Body) -> RunDir:
     """The job's run directory."""
-    return RunDir(twin.site.home / "runs" / job["key"])
+    return RunDir(twin.site.home / "runs" / str(job["run"]))
 
 
 def log_name(job: str) -> str:
@@ -196,16 +214,11 @@ def artifacts(job: str) -> str:
     return f"ExperimentRun/dcid.{job}/"
 
 
-def _plan(twin: Twin, engine: Engine, job: Body, run: RunDir) -> Any:
+def _plan(twin: Twin, engine: Engine, job: Body) -> Plan:
     spec = FineTuningJob.model_validate(job["spec"])
-    data = {}
-    for name, source in job["data"].items():
-        # A link of our own: the blob may be overwritten, the run's input stays.
-        own = run.path / "data" / f"{name}.jsonl"
-        own.parent.mkdir(parents=True, exist_ok=True)
-        own.unlink(missing_ok=True)
-        own.hardlink_to(Path(source))
-        data[name] = DataPlan(str(own), dataset.check(own, spec.task))
+    data = {
+        name: DataPlan(path, dataset.check(path, spec.task)) for name, path in job["data"].items()
+    }
     paths = {key: getattr(spec, key).model_copy(update={"path": data[key].path}) for key in data}
     base = engine.base_info(spec.model.asset_name)
     return make_plan(

@@ -9,14 +9,16 @@ from local_runner.mock_server import twin as world
 from local_runner.mock_server.credentials import TENANT, TOKEN_SECONDS
 from local_runner.mock_server.errors import conflict, not_found, user_error
 from local_runner.mock_server.twin import WORKSPACE, Twin, now, system_data
-from local_runner.mock_server.wire import Call, Reply, Route
+from local_runner.mock_server.wire import Call, Reply, Route, whole_number
 from maas_client.spec.catalog import ModelEntry, find_model
+from maas_client.spec.job import NAME
 
 REGISTRY = (
     "/mferp/managementfrontend/subscriptions/{sub}/resourceGroups/{group}"
     "/providers/Microsoft.MachineLearningServices/registries/{registry}"
 )
 _REGISTRY_SUBSCRIPTION = "00000000-1111-0000-0000-000000000000"
+_MOST_HOURS = 7 * 24
 _DATA_TYPES = ("uri_file", "uri_folder", "mltable")
 
 
@@ -115,8 +117,7 @@ class _Door:
         """The newest first, as `$orderBy=createdtime desc` asks for."""
         entry = self._entry(call)
         newest = list(reversed(entry.versions))
-        top = call.query.get("$top", "")
-        chosen = newest[: int(top)] if top.isdigit() else newest
+        chosen = newest[: whole_number(call.query.get("$top"))]
         return Reply(body={"value": [self._model(entry, v) for v in chosen], "nextLink": None})
 
     def registry_model(self, call: Call) -> Reply:
@@ -231,9 +232,9 @@ class _Door:
         self._twin.check_workspace(call.params)
         self._datastore(call.params["name"])
         hours = call.json().get("expireAfterHours")
-        sas = self._twin.secrets.sas(
-            permissions="rcwdlu", hours=float(hours) if isinstance(hours, int | float) else 24.0
-        )
+        if not isinstance(hours, int | float) or not 0 < hours <= _MOST_HOURS:
+            hours = 24
+        sas = self._twin.secrets.sas(permissions="rcwdlu", hours=hours)
         return Reply(body={"secretsType": "Sas", "sasToken": f"?{sas}"})
 
     def _datastore(self, name: str) -> dict[str, Any]:
@@ -301,8 +302,7 @@ class _Door:
     def data_versions(self, call: Call) -> Reply:
         self._twin.check_workspace(call.params)
         found = self._twin.store.list("data", prefix=f"{call.params['name'].lower()}/")
-        top = call.query.get("$top", "")
-        chosen = found[: int(top)] if top.isdigit() else found
+        chosen = found[: whole_number(call.query.get("$top"))]
         return Reply(body={"value": [self._data(doc.body) for doc in chosen], "nextLink": None})
 
     def data_get(self, call: Call) -> Reply:
@@ -317,6 +317,9 @@ class _Door:
         self._twin.check_workspace(call.params)
         name, version = call.params["name"], call.params["version"]
         given = call.properties()
+        for word, text in (("name", name), ("version", version)):
+            if not NAME.fullmatch(text):
+                raise user_error(f"{text!r} is not a {word} of an asset.", inner="InvalidAssetName")
         if not isinstance(given.get("dataUri"), str) or not given["dataUri"]:
             raise user_error("dataUri is required.", inner="MissingDataUri")
         if given.get("dataType") not in _DATA_TYPES:

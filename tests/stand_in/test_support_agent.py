@@ -86,7 +86,9 @@ def test_held_out_loss_falls_by_a_quarter_and_clearly_more_than_by_chance(
     assert after <= 0.85 * chance
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks the old name
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing`:FutureWarning"
+)  # peft asks the old name
 def test_the_adapter_loads_in_plain_peft_and_gives_the_same_loss(runs: dict[str, RunDir]) -> None:
     torch = pytest.importorskip("torch")
     from peft import PeftModel
