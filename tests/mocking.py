@@ -70,8 +70,11 @@ def mock_command(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @contextmanager
 def running_mock(home: Path, *options: str) -> Iterator[Mock]:
     """A mock that serves for as long as the block lasts."""
-    yield start_mock(home, *options)
-    mock_command(home, "stop")
+    mock = start_mock(home, *options)
+    try:
+        yield mock
+    finally:
+        mock_command(home, "stop")
 
 
 def start_mock(home: Path, *options: str) -> Mock:

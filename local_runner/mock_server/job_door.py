@@ -104,11 +104,12 @@ class _Door:
                 inner="InvalidJobName",
             )
         runs, key = self._twin.site.home / "runs", name.lower()
-        for folder in (runs / key, *(runs / f"{key}~{n}" for n in itertools.count(2))):
+        for n in itertools.count(1):
+            folder = runs / (key if n == 1 else f"{key}~{n}")
             with contextlib.suppress(FileExistsError):
                 folder.mkdir(parents=True)
-                return folder
-        raise AssertionError  # counting has no end
+                break
+        return folder
 
     def _location(self, name: str) -> dict[str, str]:
         return {"Location": f"{self._twin.site.url}{self._twin.arm_id('jobs', name)}"}

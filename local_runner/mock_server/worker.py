@@ -32,7 +32,8 @@ LIVE = ("Queued", "Running", "CancelRequested", "Finalizing")
 """States in which a job is not over."""
 
 _ENDS = frozenset(status for status in JobStatus if status.is_terminal)
-_PAUSE = 0.1
+_PAUSE, _IDLE = 0.1, 10.0
+"""Seconds between two looks; a request that brings work wakes the worker at once."""
 _MOST_STARTS = 5
 """An engine that dies so often without getting on will not do better next time."""
 
@@ -77,15 +78,16 @@ class Worker:
 
     def _loop(self) -> None:
         while not self._stop.is_set():
+            busy = True
             try:
-                self.turn()
+                busy = self.turn()
             except Exception:
                 _log.exception("the worker stumbled, and goes on")
-            self._wake.wait(_PAUSE)
+            self._wake.wait(_PAUSE if busy else _IDLE)
             self._wake.clear()
 
-    def turn(self) -> None:
-        """Look at every live job once, the oldest first."""
+    def turn(self) -> bool:
+        """Look at every live job once, the oldest first; returns whether there is any."""
         live = [doc.body for doc in reversed(self.twin.store.list("job", states=LIVE))]
         running = sum(job["state"] != "Queued" for job in live)
         for job in live:
@@ -97,6 +99,7 @@ class Worker:
                     self._tend(self._move(job, "Queued", "Running"))
             except Exception:  # one job's trouble is not the others'
                 _log.exception("job %s stumbled, and is tried again", job["name"])
+        return bool(live)
 
     def _move(self, job: Body, before: str, after: str) -> Body:
         """Change the state, unless somebody else has done so: a cancellation is never lost."""
@@ -150,7 +153,7 @@ class Worker:
             self._close(
                 job,
                 "Failed",
-                error=f"The engine ended {barren - 1} times without getting on. {words}",
+                error=f"The engine ended {barren - 1} times without a result. {words}",
             )
             return
         starts = job.get("starts", 0) + 1
