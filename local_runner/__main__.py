@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maas_client.errors import MaasError
+from maas_client.errors import MaasError, RunnerError
 from maas_client.jobs import Event, JobStatus
+from maas_client.spec.home import stand_in_home
 from maas_client.spec.rundir import RunDir, RunStatus
 
 _EXIT = {JobStatus.SUCCEEDED: 0, JobStatus.CANCELLED: 130}
@@ -34,8 +35,11 @@ def main(arguments: Sequence[str]) -> int:
         _print({"error": error.to_json()})
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more
+        return 1
     except OSError as error:
-        _print({"error": MaasError(str(error)).to_json()})
+        _print({"error": RunnerError(str(error)).to_json()})
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -67,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     made = verb("count", _count, "count the tokens of a dataset")
     _add_base(made)
     _add_data(made)
+    made.add_argument("--validation", type=Path, help="held-out rows, counted apart")
     made = verb("evaluate", _evaluate, "the loss on a dataset")
     _add_base(made)
     _add_data(made)
@@ -127,18 +132,23 @@ def _count(options: argparse.Namespace) -> int:
 
     base = bases.resolve(options.base, model=options.model)
     length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
-    examples = data.load_examples(
-        data.ChatTokenizer(base.folder), options.data, max_length=length
+    tokenizer = data.ChatTokenizer(base.folder)
+
+    def tokens(file: Path | None) -> Mapping[str, Any] | None:
+        if file is None:
+            return None
+        rows = data.load_examples(tokenizer, file, max_length=length)
+        return data.count(rows, counted_by=f"the tokenizer of {base.info.label}").to_json()
+
+    held_out = tokens(options.validation)
+    _print(
+        {"base": base.info.to_json(), "tokens": tokens(options.data), "validation_tokens": held_out}
     )
-    tokens = data.count(examples, counted_by=f"the tokenizer of {base.info.label}")
-    _print({"base": base.info.to_json(), "tokens": tokens.to_json()})
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from peft import PeftModel
-
-    from local_runner import data
+    from local_runner import adapters, data
     from local_runner.evaluate import mean_loss
     from local_runner.models import base as bases
 
@@ -146,12 +156,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     tokenizer = data.ChatTokenizer(base.folder)
     length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
     rows = data.load_examples(tokenizer, options.data, max_length=length)
-    model = bases.load(base)
+    model: Any = bases.load(base)
     results: list[dict[str, Any]] = []
-    if options.with_base:
+    if options.with_base or not options.adapter:
         results.append({"adapter": None, "loss": mean_loss(model, rows, pad_id=tokenizer.eos_id)})
     for adapter in options.adapter:
-        adapted = PeftModel.from_pretrained(model, adapter)
+        adapted = adapters.open_on(model, adapter)
         loss = mean_loss(adapted, rows, pad_id=tokenizer.eos_id)
         results.append({"adapter": str(adapter), "loss": loss})
         model = adapted.unload()
@@ -170,7 +180,6 @@ def _answer(options: argparse.Namespace) -> int:
 
 def _stand_in(options: argparse.Namespace) -> int:
     from local_runner.models import stand_in
-    from maas_client.spec.home import stand_in_home
 
     if options.what == "install":
         print(f"{stand_in.LABEL}\n{stand_in.install()}")

@@ -109,7 +109,8 @@ def tensors(model: PeftModel) -> dict[str, Tensor]:
     """The adapter's tensors under the names that peft saves them with, sorted."""
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(model)
+    # Embeddings are not trained; peft would ask the hub whether their size has changed.
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
     return {key: state[key].detach().contiguous() for key in sorted(state)}
 
 

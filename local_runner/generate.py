@@ -134,7 +134,7 @@ class Answerer:
             model = adapters.open_on(model, adapter, name=name).eval()
             self._known[key] = name
         model.set_adapter(name)
-        return model  # type: ignore[no-any-return]  # peft is not typed
+        return model
 
 
 def _may_become(text: str, stops: Sequence[str]) -> bool:

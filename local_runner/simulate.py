@@ -10,14 +10,22 @@ import math
 import random
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from local_runner import manifest
 from maas_client.errors import RunDirError
-from maas_client.jobs import Event, JobStatus
+from maas_client.jobs import Event, EventKind, JobStatus
 from maas_client.plan import Plan, learning_rate, plan_from_json
-from maas_client.spec.rundir import EventWriter, RunDir, RunStatus, read_json, write_whole
+from maas_client.spec.rundir import (
+    EventWriter,
+    RunDir,
+    RunStatus,
+    read_json,
+    write_json,
+    write_whole,
+)
 
 _METRICS = 20
 """At most so many metric lines, however many steps the plan has."""
@@ -38,71 +46,77 @@ def simulate(
         if before is not None and before.status is JobStatus.SUCCEEDED:
             return before
         plan = plan_from_json(read_json(run.plan_file))
+        began = time.monotonic()
         started = before.started_at if before and before.started_at else time.time()
         status = RunStatus(
             JobStatus.RUNNING, started_at=started, simulated=True, base="nothing: SIMULATED"
         )
         run.write_status(status)
         writer = EventWriter(run)
-        on_event(writer.write("status", "SIMULATED: nothing is trained", {"status": "running"}))
-        done = run.metrics()
-        at = int(done[-1]["step"]) if done else 0
-        for metric in _curve(plan):
-            if metric["step"] <= at and at:
-                continue
-            if run.cancel_file.exists():
-                status = replace(
-                    status, status=JobStatus.CANCELLED, error=f"cancelled at step {at}"
-                )
-                break
-            time.sleep(seconds / _METRICS)
-            at = int(metric["step"])
-            kind = "eval_loss" if "eval_loss" in metric else "loss"
-            words = f"SIMULATED step {at}/{metric['max_steps']}  {kind} {metric[kind]:.4f}"
-            on_event(writer.write("metric", words, metric))
-        else:
+
+        def tell(kind: EventKind, message: str, data: Mapping[str, Any]) -> None:
+            on_event(writer.write(kind, message, data))
+
+        tell("status", "SIMULATED: nothing is trained", {"status": "running"})
+        if _pretend(run, _curve(plan), seconds, tell):
             _write_adapter(run, plan)
-            manifest.write(
-                run, plan, None, took={"steps": plan.steps, "seconds": seconds}, simulated=True
-            )
+            took = {"steps": plan.steps, "seconds": round(time.monotonic() - began, 1)}
+            manifest.write(run, plan, None, took=took, simulated=True)
             status = replace(status, status=JobStatus.SUCCEEDED)
+        else:
+            status = replace(status, status=JobStatus.CANCELLED, error="cancelled")
         status = replace(status, ended_at=time.time())
-        words = f"{status.status}: {status.error}" if status.error else str(status.status)
-        on_event(writer.write("status", words, {"status": str(status.status)}))
+        words = f"SIMULATED: {status.error or status.status}"
+        tell("status", words, {"status": str(status.status)})
         run.write_status(status)
         return status
+
+
+def _pretend(
+    run: RunDir, curve: Sequence[Mapping[str, float]], seconds: float, tell: Callable[..., None]
+) -> bool:
+    """Write the metrics, those before a kill not again; returns False where the run is cancelled."""
+    done = len(run.metrics())
+    for metric in curve[done:]:
+        if run.cancel_file.exists():
+            return False
+        time.sleep(seconds / len(curve))
+        kind = "eval_loss" if "eval_loss" in metric else "loss"
+        words = f"SIMULATED step {metric['step']}/{metric['max_steps']}  {kind} {metric[kind]:.4f}"
+        tell("metric", words, metric)
+    return True
 
 
 def _curve(plan: Plan) -> list[dict[str, float]]:
     """A falling loss that depends on the seed and on nothing else."""
     if plan.steps is None:
-        raise RunDirError("the plan does not say how many steps there are")
+        raise RunDirError("the plan does not say how many steps there are", hint="Plan again.")
     dice = random.Random(plan.seed)  # noqa: S311 - not for secrets
     start = dice.uniform(2.0, 4.0)
-    every = max(1, plan.steps // _METRICS)
+    lines = min(plan.steps, _METRICS)
+    epochs = float(plan.values.get("num_train_epochs") or 1)
     curve = []
-    for step in range(every, plan.steps + 1, every):
+    for line in range(1, lines + 1):
+        step = plan.steps * line // lines
         share = step / plan.steps
         loss = start * (0.35 + 0.65 * math.exp(-3 * share)) * dice.uniform(0.95, 1.05)
         curve.append(
             {
                 "step": step,
                 "max_steps": plan.steps,
-                "epoch": round(share * float(plan.values.get("num_train_epochs") or 1), 4),
+                "epoch": round(share * epochs, 4),
                 "loss": round(loss, 6),
                 "grad_norm": round(dice.uniform(0.5, 2.0), 4),
                 "learning_rate": learning_rate(plan.values) * (1 - share),
             }
         )
     if plan.validation:
-        first = {
-            "step": 0,
-            "max_steps": plan.steps,
-            "epoch": 0.0,
-            "eval_loss": round(start * 1.05, 6),
-        }
-        last = {"step": plan.steps, "max_steps": plan.steps, "eval_loss": round(start * 0.5, 6)}
-        curve = [first, *curve, last | {"epoch": float(plan.values.get("num_train_epochs") or 1)}]
+        ends = ((0, 0.0, start * 1.05), (plan.steps, epochs, start * 0.5))
+        first, last = (
+            {"step": step, "max_steps": plan.steps, "epoch": epoch, "eval_loss": round(loss, 6)}
+            for step, epoch, loss in ends
+        )
+        curve = [first, *curve, last]
     return curve
 
 
@@ -122,4 +136,7 @@ def _write_adapter(run: RunDir, plan: Plan) -> None:
         run.adapter / "adapter_model.safetensors", struct.pack("<Q", len(text)) + text + b"\0" * 4
     )
     config = {"peft_type": "LORA", "simulated": True, "r": plan.values.get("lora_r")}
-    write_whole(run.adapter / "adapter_config.json", (json.dumps(config, indent=2) + "\n").encode())
+    write_json(run.adapter / "adapter_config.json", config)
+    write_whole(
+        run.adapter / "README.md", b"SIMULATED: nothing was trained. The tensor is a zero.\n"
+    )

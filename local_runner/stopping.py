@@ -1,11 +1,14 @@
-"""How a run is asked to stop: a signal is noted, and obeyed at the end of a step."""
+"""How a run is asked to stop: a signal is noted, and obeyed at the end of a step; and why it failed."""
 
 from __future__ import annotations
 
+import errno
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from maas_client.errors import RunnerError
 
 
 class StopRequested(Exception):  # noqa: N818 - not a fault
@@ -35,3 +38,19 @@ def signals() -> Iterator[Signals]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def in_our_words(error: Exception) -> Exception:
+    """A failure that a person can do something about, as a MaasError; any other as it is."""
+    text = str(error)
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
+        return RunnerError(
+            f"the disk is full: {text}",
+            hint="Free some space and run it again: it resumes from its last checkpoint.",
+        )
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return RunnerError(
+            f"there is not enough memory: {text}",
+            hint="Lower per_device_train_batch_size or max_seq_length, and plan again.",
+        )
+    return RunnerError(text) if isinstance(error, OSError) else error

@@ -9,7 +9,6 @@ bytes as one that was not.
 
 from __future__ import annotations
 
-import errno
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -20,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from local_runner import adapters, checkpoints, manifest
+from local_runner import adapters, checkpoints, fused, manifest
 from local_runner.data import ChatTokenizer, Example, load_examples, max_length
 from local_runner.evaluate import mean_loss
 from local_runner.models import base as bases
-from local_runner.stopping import Signals, StopRequested, signals
+from local_runner.stopping import Signals, StopRequested, in_our_words, signals
 from local_runner.update import make_optimizer, micro_batches, rates, steps_per_epoch, update
-from maas_client.errors import MaasError, RunDirError, RunnerError
+from maas_client.errors import MaasError, RunDirError
 from maas_client.jobs import Event, JobStatus
 from maas_client.plan import Plan, count_steps, plan_from_json
 from maas_client.spec.rundir import (
@@ -134,8 +133,11 @@ def train(run_dir: RunDir, *, on_event: OnEvent = lambda _: None) -> RunStatus:
         except StopRequested as stop:
             status = replace(status, status=JobStatus.CANCELLED, error=str(stop))
         except Exception as error:
-            told = _in_our_words(error)
-            status = replace(status, status=JobStatus.FAILED, error=str(told))
+            told = in_our_words(error)
+            words = str(told) if isinstance(told, MaasError) else f"{type(told).__name__}: {told}"
+            status = replace(status, status=JobStatus.FAILED, error=words)
+            if told is error:
+                raise
             raise told from error
         finally:
             status = replace(status, ended_at=time.time())
@@ -165,7 +167,7 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
     _check_inputs(plan, base)
     checkpoints.sweep(run_dir)
     tokenizer = ChatTokenizer(base.folder)
-    length = max_length(bases.read_config(base.folder), int(plan.values["max_seq_length"]))
+    length = max_length(bases.read_config(base.folder), int(plan.values["max_seq_length"] or -1))
     rows = load_examples(tokenizer, Path(plan.training.path), max_length=length)
     held_out = (
         load_examples(tokenizer, Path(plan.validation.path), max_length=length)
@@ -175,6 +177,7 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
     steps = count_steps(len(rows), plan.values)
     rate = rates(plan, steps)
     model = adapters.attach(bases.load(base), plan, name=base.name)
+    fused.fuse(model)
     model.train()
     tokens = sum(len(row.ids) for row in rows)
     tell("log", f"{len(rows)} rows, {tokens:,} tokens, {len(held_out)} held out, {steps} steps")
@@ -377,33 +380,16 @@ def _settings(plan: Plan) -> Iterator[None]:
 def _close(run_dir: RunDir, status: RunStatus, tell: Tell) -> None:
     """Say how it ended: the event first, so that who sees the status has all events."""
     words = f"{status.status}: {status.error}" if status.error else str(status.status)
-    for say in (
+    acts: list[Callable[[], None]] = [
         lambda: tell("status", words, {"status": str(status.status)}),
         lambda: run_dir.write_status(status),
-    ):
+    ]
+    for act in acts:
         try:
-            say()
+            act()
         except OSError:
             if status.status is not JobStatus.FAILED:
                 raise  # else the disk is full, or gone, and that is why: the caller is told
-
-
-def _in_our_words(error: Exception) -> Exception:
-    """A failure that a person can do something about, as a MaasError."""
-    text = str(error)
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
-        return RunnerError(
-            f"the disk is full: {text}",
-            hint="Free some space and run it again: it resumes from its last checkpoint.",
-        )
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
-        return RunnerError(
-            f"there is not enough memory: {text}",
-            hint="Lower per_device_train_batch_size or max_seq_length, and plan again.",
-        )
-    if isinstance(error, OSError):
-        return RunnerError(text)
-    return error if isinstance(error, MaasError) else RunnerError(f"{type(error).__name__}: {text}")
 
 
 def _label(plan: Plan) -> str:

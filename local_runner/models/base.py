@@ -88,10 +88,12 @@ def load(base: Base) -> Phi3ForCausalLM:
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise BaseModelError(f"{base.folder} cannot be loaded: {error}") from error
-    missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
+    other_shape = [name for name, *_ in report["mismatched_keys"]]
+    missing = sorted({*report["missing_keys"], *other_shape})
     if missing:
         raise BaseModelError(
             f"{base.folder} lacks tensors or has them in another shape: {', '.join(missing[:5])}",

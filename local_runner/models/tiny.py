@@ -40,7 +40,9 @@ def install() -> Path:
 def _write(folder: Path) -> None:
     import torch
     from transformers import Phi3Config, Phi3ForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     vocabulary = _write_tokenizer(folder)
     config = Phi3Config(
         vocab_size=vocabulary,
