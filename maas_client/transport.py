@@ -58,7 +58,6 @@ class Transport:
         Raises:
             TargetError: by the answer's status, with its message and request id.
         """
-        import httpx
         import stamina
 
         for attempt in stamina.retry_context(on=_Retry, attempts=4, timeout=60.0):
@@ -73,7 +72,7 @@ class Transport:
                     raise TargetError(
                         f"{path}: the answer is not JSON", status=response.status_code
                     ) from error
-        raise UnreachableError(f"{path}: no answer", hint=str(httpx.codes.SERVICE_UNAVAILABLE))
+        raise UnreachableError(f"{path}: no answer")
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Any]:
         """POST JSON, and yield the JSON of each server-sent event until `[DONE]`."""

@@ -95,7 +95,9 @@ def run(
     ready = flow.plan_job(job_file, place, base=base, name=name)
     render.plan_brief(ready, as_json=as_json)
     handle = flow.submit(ready, place)
-    jobs.follow_to_the_end(handle, as_json=as_json, again=f"maas run {job_file} --name {handle.id}")
+    with_base = f" --base {base}" if base else ""
+    again = f"maas run {job_file} --target {target}{with_base} --name {handle.id}"
+    jobs.follow_to_the_end(handle, as_json=as_json, again=again)
     render.run_dir(flow.collect(handle, out), as_json=as_json)
     place.close()
 

@@ -91,7 +91,7 @@ def test_ctrl_c_leaves_an_honest_run_that_goes_on_where_it_was(in_folder: Path) 
     os.kill(child.pid, signal.SIGINT)
     _, errors = child.communicate(timeout=60)
     assert child.returncode == 130
-    assert "resume with: maas run job.yaml --name two" in errors
+    assert "resume with: maas run job.yaml --target local --base tiny --name two" in errors
     run = RunDir(in_folder / "runs" / "two")
     status = run.read_status()
     assert status is not None
