@@ -19,7 +19,7 @@ from maas_client.plan import (
     make_plan,
     plan_from_json,
 )
-from maas_client.serving import Chat, EndpointChat, LocalChat
+from maas_client.serving import Chat, EndpointLine, LocalLine
 from maas_client.settings import AzureMLSettings, LocalSettings, TargetSettings, find_target
 from maas_client.spec.dataset import check
 from maas_client.spec.job import DataInput, FineTuningJob
@@ -162,7 +162,7 @@ def open_chat(name: str, target: Target, settings: TargetSettings | None = None)
     if not endpoint.scoring_uri:
         raise TargetError(f"endpoint {name} is {endpoint.state}: it has no address yet")
     ca = known.ca if isinstance(known, AzureMLSettings) else None
-    return EndpointChat(endpoint.scoring_uri, host.keys(name)[0], ca=ca)
+    return Chat(EndpointLine(endpoint.scoring_uri, host.keys(name)[0], ca=ca))
 
 
 def open_local_chat(what: str | Path) -> Chat:
@@ -173,10 +173,10 @@ def open_local_chat(what: str | Path) -> Chat:
     """
     run = RunDir(Path(what))
     if not run.plan_file.exists():
-        return LocalChat(str(what), model=str(what))
+        return Chat(LocalLine(str(what), model=str(what)))
     done = plan_from_json(read_json(run.plan_file))
     base = done.base.source if done.base else None
-    return LocalChat(base, model=done.job.model.asset_name, adapter=run.adapter)
+    return Chat(LocalLine(base, model=done.job.model.asset_name, adapter=run.adapter))
 
 
 def hosting(target: Target) -> HostingTarget:

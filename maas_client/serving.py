@@ -27,8 +27,24 @@ class Answer:
     model: str = ""
 
 
-class Chat(Protocol):
-    """Something that answers."""
+class Line(Protocol):
+    """Whoever answers. A body is what a chat-completions endpoint takes."""
+
+    def whole(self, body: Mapping[str, Any]) -> Answer:
+        """One answer."""
+
+    def pieces(self, body: Mapping[str, Any]) -> Iterator[str]:
+        """The same as it is made."""
+
+    def close(self) -> None:
+        """Let go of the connection or process."""
+
+
+class Chat:
+    """A model to talk to, wherever it is. Made by `flow.open_chat` and `flow.open_local_chat`."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
 
     def ask(
         self,
@@ -46,6 +62,7 @@ class Chat(Protocol):
             temperature: 0 is greedy.
             seed: makes sampling repeatable.
         """
+        return self._line.whole(_body(messages, max_tokens, temperature, seed))
 
     def stream(
         self,
@@ -55,13 +72,14 @@ class Chat(Protocol):
         temperature: float = 0.0,
         seed: int | None = None,
     ) -> Iterator[str]:
-        """The answer in pieces, as they are made."""
+        """The answer in pieces, as they are made; the arguments are those of `ask`."""
+        return self._line.pieces(_body(messages, max_tokens, temperature, seed))
 
     def close(self) -> None:
-        """Let go of the connection or process."""
+        self._line.close()
 
 
-class EndpointChat:
+class EndpointLine:
     """A deployed model.
 
     Args:
@@ -74,38 +92,21 @@ class EndpointChat:
         headers = {"Authorization": f"Bearer {key}"}
         self._transport = Transport(scoring_uri.rstrip("/"), headers=headers, ca=ca)
 
-    def ask(
-        self,
-        messages: str | Sequence[Message],
-        *,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        seed: int | None = None,
-    ) -> Answer:
-        body = _body(messages, max_tokens=max_tokens, temperature=temperature, seed=seed)
+    def whole(self, body: Mapping[str, Any]) -> Answer:
         raw = self._transport.post("/v1/chat/completions", body)
         try:
-            choice, usage = raw["choices"][0], raw["usage"]
-            return Answer(
-                text=choice["message"]["content"],
-                finish_reason=choice["finish_reason"],
-                prompt_tokens=usage["prompt_tokens"],
-                completion_tokens=usage["completion_tokens"],
-                model=raw.get("model", ""),
+            choice = raw["choices"][0]
+            return _answer(
+                choice["message"]["content"],
+                choice["finish_reason"],
+                raw["usage"],
+                raw.get("model", ""),
             )
         except (KeyError, IndexError, TypeError) as error:
             raise TargetError(f"the endpoint's answer lacks {error}") from error
 
-    def stream(
-        self,
-        messages: str | Sequence[Message],
-        *,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        seed: int | None = None,
-    ) -> Iterator[str]:
-        body = _body(messages, max_tokens=max_tokens, temperature=temperature, seed=seed)
-        for chunk in self._transport.stream("/v1/chat/completions", body | {"stream": True}):
+    def pieces(self, body: Mapping[str, Any]) -> Iterator[str]:
+        for chunk in self._transport.stream("/v1/chat/completions", {**body, "stream": True}):
             for choice in chunk.get("choices", ()):
                 if piece := choice.get("delta", {}).get("content"):
                     yield piece
@@ -114,7 +115,7 @@ class EndpointChat:
         self._transport.close()
 
 
-class LocalChat:
+class LocalLine:
     """Weights on this machine, in a child process.
 
     Args:
@@ -126,59 +127,30 @@ class LocalChat:
     def __init__(self, base: str | None, *, model: str, adapter: Path | None = None) -> None:
         self._answers = Answers(base, model=model)
         self._adapter = adapter
-        self.base = self._answers.base
 
-    def ask(
-        self,
-        messages: str | Sequence[Message],
-        *,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        seed: int | None = None,
-    ) -> Answer:
-        pieces = self.stream(messages, max_tokens=max_tokens, temperature=temperature, seed=seed)
-        text = "".join(pieces)
+    def whole(self, body: Mapping[str, Any]) -> Answer:
+        text = "".join(self.pieces(body))
         last = self._answers.last
-        usage = last["usage"]
-        return Answer(
-            text=text,
-            finish_reason=last["finish_reason"],
-            prompt_tokens=usage["prompt_tokens"],
-            completion_tokens=usage["completion_tokens"],
-            model=self.base.label,
-        )
+        return _answer(text, last["finish_reason"], last["usage"], self._answers.base.label)
 
-    def stream(
-        self,
-        messages: str | Sequence[Message],
-        *,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        seed: int | None = None,
-    ) -> Iterator[str]:
-        yield from self._answers.ask(
-            _turns(messages),
-            adapter=self._adapter,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-        )
+    def pieces(self, body: Mapping[str, Any]) -> Iterator[str]:
+        return self._answers.ask(body, adapter=self._adapter)
 
     def close(self) -> None:
         self._answers.close()
 
 
-def _turns(messages: str | Sequence[Message]) -> list[Message]:
-    return [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+def _answer(text: str, reason: str, usage: Mapping[str, int], model: str) -> Answer:
+    return Answer(text, reason, usage["prompt_tokens"], usage["completion_tokens"], model)
 
 
 def _body(
-    messages: str | Sequence[Message], *, max_tokens: int, temperature: float, seed: int | None
+    messages: str | Sequence[Message], max_tokens: int, temperature: float, seed: int | None
 ) -> dict[str, Any]:
-    turns = _turns(messages)
+    turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
     body: dict[str, Any] = {
         "messages": turns,
         "max_tokens": max_tokens,
         "temperature": temperature,
     }
-    return body if seed is None else body | {"seed": seed}
+    return body if seed is None else {**body, "seed": seed}

@@ -30,7 +30,7 @@ from local_runner.mock_server.store import Store
 from local_runner.mock_server.twin import Site, Twin
 from local_runner.mock_server.worker import Worker
 from maas_client.errors import MaasError
-from maas_client.spec.rundir import read_json, write_json
+from maas_client.spec.rundir import is_held, read_json, write_json
 
 _LOCK_TRIES = 10
 _log = logging.getLogger(__name__)
@@ -233,18 +233,4 @@ def state_of(home: Path) -> dict[str, Any] | None:
         state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return state if _serves(home) else None
-
-
-def _serves(home: Path) -> bool:
-    import fcntl
-
-    lock = home / "server.lock"
-    if not lock.exists():
-        return False
-    with lock.open("r+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    return state if is_held(home / "server.lock") else None

@@ -135,15 +135,7 @@ class RunDir:
 
     def is_locked(self) -> bool:
         """Whether a process is training in it right now."""
-        lock = self.path / "lock"
-        if not lock.exists():
-            return False
-        with lock.open("r+") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        return is_held(self.path / "lock")
 
     def note_process(self, pid: int) -> None:
         """Say which process will train; it takes the lock once it is up."""
@@ -201,6 +193,18 @@ def _lock(stream: IO[str]) -> bool:
         except BlockingIOError:
             time.sleep(0.05)
         else:
+            return True
+    return False
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a living process holds the lock file."""
+    if not lock.exists():
+        return False
+    with lock.open("r+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
     return False
 

@@ -120,26 +120,17 @@ class Answers:
         """How the last answer ended: `finish_reason` and `usage`."""
         self.base = BaseInfo(**self._read()["base"])
 
-    def ask(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        adapter: Path | None = None,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        seed: int | None = None,
-    ) -> Iterator[str]:
-        """The answer in pieces, as they are made."""
+    def ask(self, question: Mapping[str, Any], *, adapter: Path | None = None) -> Iterator[str]:
+        """The answer in pieces, as they are made.
+
+        Args:
+            question: `messages`, `max_tokens`, `temperature`, `seed`, as a chat endpoint takes them.
+            adapter: what a job has trained, or None for the base alone.
+        """
         assert self._child.stdin is not None  # noqa: S101 - opened as a pipe above
         self._asked += 1
-        question = {
-            "id": str(self._asked),
-            "adapter": str(adapter.resolve()) if adapter else None,
-            "messages": [dict(message) for message in messages],
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "seed": seed,
-        }
+        place = str(adapter.resolve()) if adapter else None
+        question = {**question, "id": str(self._asked), "adapter": place}
         self._child.stdin.write(json.dumps(question) + "\n")
         self._child.stdin.flush()
         while True:
