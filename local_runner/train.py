@@ -118,6 +118,8 @@ def train(run_dir: RunDir, *, on_event: OnEvent = lambda _: None) -> RunStatus:
         if before is not None and before.status is JobStatus.SUCCEEDED:
             return before
         plan = _read_plan(run_dir)
+        if before is not None and run_dir.manifest_file.exists():
+            return _say_success(run_dir, plan, before)
         started = before.started_at if before and before.started_at else time.time()
         status = RunStatus(JobStatus.RUNNING, started_at=started, base=_label(plan))
         run_dir.write_status(status)
@@ -142,7 +144,19 @@ def train(run_dir: RunDir, *, on_event: OnEvent = lambda _: None) -> RunStatus:
         finally:
             status = replace(status, ended_at=time.time())
             _close(run_dir, status, tell)
+        if status.status is JobStatus.SUCCEEDED:
+            checkpoints.finish(
+                run_dir
+            )  # only now: a run killed before its last word goes on from them
         return status
+
+
+def _say_success(run_dir: RunDir, plan: Plan, before: RunStatus) -> RunStatus:
+    """A run was killed between its last file and its last word: the work is done, and not done again."""
+    status = replace(before, status=JobStatus.SUCCEEDED, error=None, base=_label(plan))
+    run_dir.write_status(replace(status, ended_at=time.time()))
+    checkpoints.finish(run_dir)
+    return status
 
 
 def _train(run_dir: RunDir, plan: Plan, tell: Tell, caught: Signals) -> None:
@@ -339,7 +353,6 @@ def _finish(run: _Run, *, seconds: float, resumed_at: int | None) -> None:
     run.tell("log", f"adapter written to {run.dir.adapter.name}/")
     if run.values.get("merge_lora_weights"):
         _merge(run)
-    checkpoints.finish(run.dir)
     took = {"steps": run.step, "seconds": round(seconds, 1), "resumed_at_step": resumed_at}
     manifest.write(run.dir, run.plan, run.base.info, took=took)
 

@@ -7,8 +7,9 @@ import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from maas_client.errors import RunnerError, TargetError
+from maas_client.errors import DatasetError, RunDirError, RunnerError, SpecError, TargetError
 from maas_client.handle import JobHandle
 from maas_client.jobs import Endpoint, Event, JobStatus
 from maas_client.plan import (
@@ -22,7 +23,7 @@ from maas_client.plan import (
 from maas_client.serving import Chat, EndpointLine, LocalLine
 from maas_client.settings import AzureMLSettings, LocalSettings, TargetSettings, find_target
 from maas_client.spec.dataset import check
-from maas_client.spec.job import DataInput, FineTuningJob
+from maas_client.spec.job import NAME, DataInput, FineTuningJob
 from maas_client.spec.limits import Limits
 from maas_client.spec.loading import load_job
 from maas_client.spec.rundir import RunDir, read_json
@@ -73,12 +74,18 @@ def plan_job(
     file = Path(job_file)
     job = load_job(file)
     if name is not None:
-        job = FineTuningJob.model_validate(job.to_dict() | {"name": name})
+        if not NAME.match(name):
+            raise SpecError(
+                f"{name!r} cannot be a job's name",
+                hint="A letter or digit, then at most 254 letters, digits, '-', '_' or '.'.",
+            )
+        job = job.model_copy(update={"name": name})
     limits = target.limits(job)
     training = _data(job.training_data, job.task, file.parent)
     validation = _data(job.validation_data, job.task, file.parent) if job.validation_data else None
     info, tokens = None, None
     local = target if isinstance(target, LocalTarget) else None
+    base = base or (local.base if local else None)
     if training.report and training.report.ok:
         trains = local is not None and local.engine == "train"
         info, tokens = _base_and_tokens(job, limits, training, base, trains=trains)
@@ -165,16 +172,61 @@ def open_chat(name: str, target: Target, settings: TargetSettings | None = None)
     return Chat(EndpointLine(endpoint.scoring_uri, host.keys(name)[0], ca=ca))
 
 
+def evaluate(run_dir: str | Path, data: str | Path) -> dict[str, Any]:
+    """The loss on held-out rows, before and after, by the same code as in training.
+
+    Returns:
+        `rows`, `tokens` (trained ones), `base` in words, and `results`: for the base alone and then
+        for the run's adapter, the mean `loss` in nats.
+
+    Raises:
+        DatasetError: the rows are bad.
+        RunDirError: the run left no adapter, or its base is not what it was.
+    """
+    run_of, done = _ended_run(Path(run_dir))
+    report = check(data, done.job.task)
+    if not report.ok:
+        raise DatasetError(
+            f"{data} cannot be evaluated: {report.problems[0]}",
+            hint=f"maas validate {data} --task {done.job.task}",
+        )
+    base = ("--base", done.base.source) if done.base else ()
+    what = ("--model", done.job.model.asset_name, "--task", done.job.task, "--data", str(data))
+    length = ("--max-seq-length", str(done.values.get("max_seq_length") or -1))
+    return runner.ask(
+        "evaluate", *base, *what, *length, "--with-base", "--adapter", str(run_of.adapter)
+    )
+
+
+def _ended_run(path: Path) -> tuple[RunDir, Plan]:
+    """A run that left an adapter, and its plan.
+
+    Raises:
+        RunDirError: it did not, or its base is no longer the one that it was trained on.
+    """
+    run = RunDir(path)
+    done = plan_from_json(read_json(run.plan_file))
+    status = run.read_status()
+    if status is not None and status.simulated:
+        raise RunDirError(f"{path} was simulated: nothing was trained")
+    if not (run.adapter / "adapter_config.json").exists():
+        raise RunDirError(f"{path} left no adapter", hint="Run it to its end first.")
+    if done.base is not None:
+        found = runner.base_info(done.base.source, model=done.job.model.asset_name)
+        if found.digest != done.base.digest:
+            raise RunDirError(f"{found.label} is not what {path} was trained on any more")
+    return run, done
+
+
 def open_local_chat(what: str | Path) -> Chat:
     """Weights on this machine: a run directory's adapter on its base, or a base alone.
 
     Args:
         what: a run directory, or what `--base` takes.
     """
-    run = RunDir(Path(what))
-    if not run.plan_file.exists():
+    if not RunDir(Path(what)).plan_file.exists():
         return Chat(LocalLine(str(what), model=str(what)))
-    done = plan_from_json(read_json(run.plan_file))
+    run, done = _ended_run(Path(what))
     base = done.base.source if done.base else None
     return Chat(LocalLine(base, model=done.job.model.asset_name, adapter=run.adapter))
 

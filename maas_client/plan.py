@@ -373,10 +373,11 @@ def _data_problems(name: str, data: DataPlan | None, limits: Limits) -> list[Pro
         return [Problem(f"{name}: {data.path} is not on this disk", hint=hint, code="remote_data")]
     problems = []
     if not report.ok:
-        first = report.problems[0]
+        first, count = report.problems[0], f"{report.bad_rows:,} of {report.rows:,} rows are bad"
+        what = f"{count}, the first on {first}" if report.bad_rows else f"the file is bad: {first}"
         problems.append(
             Problem(
-                f"{name}: {report.bad_rows:,} of {report.rows:,} rows are bad, the first on {first}",
+                f"{name}: {what}",
                 hint=f"maas validate {data.path} --task {report.task}",
                 code="bad_rows",
             )

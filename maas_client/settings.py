@@ -21,6 +21,7 @@ from typing import Any
 
 from maas_client.errors import SettingsError
 from maas_client.spec.home import mock_home
+from maas_client.spec.rundir import is_held
 
 SETTINGS_FILE = "maas.toml"
 
@@ -87,7 +88,11 @@ class MockState:
 
 def mock_state(folder: Path | None = None) -> MockState | None:
     """The running mock, or None."""
-    file = (folder or mock_home()) / "server.json"
+    home = folder or mock_home()
+    file = home / "server.json"
+    lock = home / "server.lock"
+    if lock.exists() and not is_held(lock):
+        return None  # it was killed: the file is a leftover
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
         return MockState(**{entry.name: raw[entry.name] for entry in fields(MockState)})
@@ -105,7 +110,7 @@ def load_targets(folder: Path | None = None) -> dict[str, TargetSettings]:
     targets: dict[str, TargetSettings] = {"local": LocalSettings()}
     if (state := mock_state()) is not None:
         targets["mock"] = _mock(state)
-    if (azure := _azureml_config(here) or _azure_environment()) is not None:
+    if (azure := _azure_environment() or _azureml_config(here)) is not None:
         targets["azure"] = azure
     if (file := _find(here, SETTINGS_FILE)) is not None:
         targets |= _toml(file)

@@ -86,10 +86,26 @@ class Transport:
                     continue
                 if data == "[DONE]":
                     return
-                yield json.loads(data)
+                yield self._event(path, data)
+        raise TargetError(f"{path}: the answer broke off", hint="Ask again.")
 
     def close(self) -> None:
         self._client.close()
+
+    def _event(self, path: str, data: str) -> dict[str, Any]:
+        """One server-sent event; a service that fails in the middle of an answer says so in one."""
+        try:
+            event = json.loads(data)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict):
+            raise TargetError(f"{path}: an event of the answer is not a JSON object")
+        if (error := event.get("error")) is not None:
+            text = error.get("message") if isinstance(error, dict) else error
+            raise TargetError(
+                self._redact(f"{path}: the answer broke off: {text}"), hint="Ask again."
+            )
+        return event
 
     def _raise_for(self, response: httpx.Response) -> None:
         if not response.is_error:

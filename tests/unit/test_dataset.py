@@ -40,6 +40,7 @@ def chat(*messages: Any) -> dict[str, Any]:
         (b'{"messages": [', "not_json", ""),
         (b"[1]", "not_an_object", "[1]"),
         (b'{"a": NaN}', "not_json", None),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not_json", None),
         (b'{"a": 1, "a": 2}', "duplicate_key", None),
         (b'{"messages": [{"role": "user", "content": "\xff"}]}', "encoding", '\ufffd"}'),
         (chat(), "no_messages", "[]}"),

@@ -81,6 +81,21 @@ def test_a_stream_is_read_event_by_event() -> None:
     assert [event["n"] for event in line.stream("/x", {})] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'data: {"n": 1}\n\n',
+        'data: {"error": {"message": "broke off"}}\n\n',
+        "data: {\n\n",
+        "data: null\n\n",
+    ],
+)
+def test_a_stream_that_breaks_off_is_no_success(text: str) -> None:
+    line = line_to(lambda _: httpx.Response(200, text=text))
+    with pytest.raises(TargetError, match=r"broke off|not a JSON object"):
+        list(line.stream("/x", {}))
+
+
 def test_a_refused_stream_says_why() -> None:
     line = line_to(lambda _: httpx.Response(401, json={"error": {"message": "wrong key"}}))
     with pytest.raises(AuthError, match="wrong key"):
