@@ -177,3 +177,51 @@ def test_a_runner_that_dies_is_a_failure_and_can_be_resumed(in_folder: Path) -> 
 def test_an_absent_run_is_not_found() -> None:
     with pytest.raises(NotFoundError):
         LocalTarget(LocalSettings()).get("../../etc")
+
+
+def test_what_was_simulated_or_broken_is_said_and_hides_nothing(
+    in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli(["run", "job.yaml", "--simulate", "--name", "sim"]) == 0
+    (in_folder / "runs" / "bad").mkdir()
+    (in_folder / "runs" / "bad" / "plan.json").write_text("{")
+    capsys.readouterr()
+    assert run_cli(["jobs", "list", "--json"]) == 0
+    listed = {job["id"]: job["error"] for job in json.loads(capsys.readouterr().out)}
+    assert listed["sim"] is None
+    assert "unreadable" in listed["bad"]
+    for words in (
+        ["evaluate", "runs/sim", "--data", "train.jsonl"],
+        ["chat", "--local", "runs/sim", "x"],
+    ):
+        assert run_cli(words) == 1
+        assert "simulated: nothing was trained" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("in_folder")
+@pytest.mark.parametrize("name", ["../x", "", "a b"])
+def test_a_name_that_no_job_can_have_is_a_usage_error(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli(["run", "job.yaml", "--base", "tiny", "--name", name]) == 2
+    assert "cannot be a job's name" in capsys.readouterr().err
+
+
+def test_evaluating_checks_its_rows_and_cuts_them_as_the_run_did(in_folder: Path) -> None:
+    job = (in_folder / "job.yaml").read_text()
+    job = job.replace("hyperparameters:", 'hyperparameters:\n  max_seq_length: "60"')
+    job = job.replace("training_data:", "validation_data: {path: train.jsonl}\ntraining_data:")
+    (in_folder / "job.yaml").write_text(job)
+    run = flow.run("job.yaml", LocalTarget(LocalSettings()), base="tiny")
+    losses = [metric["eval_loss"] for metric in run.metrics() if "eval_loss" in metric]
+    measured = [entry["loss"] for entry in flow.evaluate(run.path, "train.jsonl")["results"]]
+    assert measured == pytest.approx([losses[0], losses[-1]], abs=1e-5)
+    (in_folder / "empty.jsonl").write_text("")
+    done = maas("evaluate", str(run.path), "--data", "empty.jsonl")
+    assert done.returncode == 1
+    assert "the file holds no row" in done.stderr
+
+
+def test_a_module_of_the_working_folder_is_not_taken_for_ours(in_folder: Path) -> None:
+    (in_folder / "tokenizers.py").write_text("raise SystemExit('imported from the working folder')")
+    assert maas("plan", "job.yaml", "--base", "tiny").returncode == 0
