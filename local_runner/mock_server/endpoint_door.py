@@ -73,13 +73,8 @@ class _Door:
         )
 
     def _operation(self, call: Call, operation: str) -> dict[str, str]:
-        site = self._twin.site
         version = call.query.get("api-version", "2024-01-01-preview")
-        url = (
-            f"{site.url}/subscriptions/{site.subscription}/providers"
-            f"/Microsoft.MachineLearningServices/locations/{site.region}"
-            f"/mfeOperationsStatus/{operation}?api-version={version}"
-        )
+        url = self._twin.site.operation_url(f"mfeOperationsStatus/{operation}", version=version)
         return {"Azure-AsyncOperation": url, "x-ms-async-operation-timeout": "PT1H", **LRO_PACE}
 
     def operation(self, call: Call) -> Reply:
@@ -114,13 +109,9 @@ class _Door:
         name = call.params["name"]
         if not self._twin.store.delete("endpoint", name.lower()):
             return Reply(204)
-        site = self._twin.site
         version = call.query.get("api-version", "2024-01-01-preview")
-        url = (
-            f"{site.url}/subscriptions/{site.subscription}/providers"
-            f"/Microsoft.MachineLearningServices/locations/{site.region}"
-            f"/mfeOperationResults/undeploy:{name}?api-version={version}"
-        )
+        operation = f"mfeOperationResults/undeploy:{name}"
+        url = self._twin.site.operation_url(operation, version=version)
         return Reply(202, headers={"Location": url, **LRO_PACE})
 
     def keys(self, call: Call) -> Reply:

@@ -146,11 +146,8 @@ class _Door:
                 )
         self._worker.wake()
         version = call.query.get("api-version", "2023-04-01-preview")
-        url = (
-            f"{self._twin.site.url}/subscriptions/{self._twin.site.subscription}/providers"
-            f"/Microsoft.MachineLearningServices/locations/{self._twin.site.region}"
-            f"/mfeOperationResults/cancel:{job['name']}?api-version={version}"
-        )
+        operation = f"mfeOperationResults/cancel:{job['name']}"
+        url = self._twin.site.operation_url(operation, version=version)
         return Reply(202, headers={"Location": url, **LRO_PACE})
 
     def cancelled(self, call: Call) -> Reply:

@@ -70,6 +70,14 @@ class Site:
     def artifact_container(self) -> str:
         return "azureml"
 
+    def operation_url(self, operation: str, *, version: str) -> str:
+        """Where to ask how far something is; `operation` is `mfeOperationsStatus/…` or `…Results/…`."""
+        return (
+            f"{self.url}/subscriptions/{self.subscription}/providers"
+            f"/Microsoft.MachineLearningServices/locations/{self.region}"
+            f"/{operation}?api-version={version}"
+        )
+
     def container(self, datastore: str) -> str:
         return self.artifact_container if datastore == ARTIFACT_STORE else self.blob_container
 
