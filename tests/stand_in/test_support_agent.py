@@ -18,7 +18,9 @@ from maas_client import flow
 from maas_client.handle import JobHandle
 from maas_client.jobs import JobStatus
 from maas_client.settings import LocalSettings
+from maas_client.spec.dataset import check
 from maas_client.spec.rundir import RunDir, read_json
+from maas_client.targets import runner
 from maas_client.targets.local import LocalTarget
 
 pytestmark = [pytest.mark.stand_in, pytest.mark.timeout(900)]
@@ -136,3 +138,12 @@ def test_what_ran_on_the_stand_in_says_so_in_every_record(runs: dict[str, RunDir
         "stand-in"
     )
     assert "stand-in" in read_json(run.plan_file)["tokens"]["counted_by"]
+
+
+def test_rows_average_at_most_sixty_tokens_with_all_that_the_template_adds() -> None:
+    for name in ("train.jsonl", "heldout.jsonl"):
+        file = SAMPLE / name
+        _, tokens = runner.count_tokens(
+            "stand-in", model="Phi-3-mini-4k-instruct", task="chat_completion", data=file
+        )
+        assert tokens.total / check(file, "chat_completion").rows <= 60, name
