@@ -64,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         made = verb(name, run, words)
         made.add_argument("run_dir", type=Path)
         made.add_argument("--quiet", action="store_true", help="print no events")
-    made.add_argument("--seconds", type=float, default=1.0)
+    made.add_argument("--seconds", type=float, default=1.0, help="how long, by the clock")
+    made.add_argument("--clock", type=Path, help="a file with the clock's pace")
 
     made = verb("base", _base, "which weights --base names")
     _add_base(made)
@@ -105,10 +106,11 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _simulate(options: argparse.Namespace) -> int:
+    from local_runner.clock import Clock
     from local_runner.simulate import simulate
 
-    run = RunDir(options.run_dir.resolve())
-    return _end(simulate(run, seconds=options.seconds, on_event=_printer(options)))
+    run, clock = RunDir(options.run_dir.resolve()), Clock(options.clock)
+    return _end(simulate(run, seconds=options.seconds, clock=clock, on_event=_printer(options)))
 
 
 def _printer(options: argparse.Namespace) -> Callable[[Event], None]:

@@ -9,12 +9,12 @@ import json
 import math
 import random
 import struct
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from local_runner import manifest
+from local_runner.clock import Clock
 from maas_client.errors import RunDirError
 from maas_client.jobs import Event, EventKind, JobStatus
 from maas_client.plan import Plan, learning_rate, plan_from_json
@@ -32,40 +32,46 @@ _METRICS = 20
 
 
 def simulate(
-    run: RunDir, *, seconds: float = 1.0, on_event: Callable[[Event], None] = lambda _: None
+    run: RunDir,
+    *,
+    seconds: float = 1.0,
+    clock: Clock | None = None,
+    on_event: Callable[[Event], None] = lambda _: None,
 ) -> RunStatus:
     """Act as if the run's plan were trained.
 
     Args:
         run: a directory with a plan.
-        seconds: how long to take over it.
+        seconds: how long to take over it, by the clock.
+        clock: whose time goes by and is written down; real time where none is given.
         on_event: told each event as it happens.
     """
+    clock = clock or Clock()
     with run.locked():
         before = run.read_status()
         if before is not None and before.status is JobStatus.SUCCEEDED:
             return before
         plan = plan_from_json(read_json(run.plan_file))
-        began = time.monotonic()
-        started = before.started_at if before and before.started_at else time.time()
+        began = clock.time()
+        started = before.started_at if before and before.started_at else clock.time()
         status = RunStatus(
             JobStatus.RUNNING, started_at=started, simulated=True, base="nothing: SIMULATED"
         )
         run.write_status(status)
-        writer = EventWriter(run)
+        writer = EventWriter(run, now=clock.time)
 
         def tell(kind: EventKind, message: str, data: Mapping[str, Any]) -> None:
             on_event(writer.write(kind, message, data))
 
         tell("status", "SIMULATED: nothing is trained", {"status": "running"})
-        if _pretend(run, _curve(plan), seconds, tell):
+        if _pretend(run, _curve(plan), seconds, clock, tell):
             _write_adapter(run, plan)
-            took = {"steps": plan.steps, "seconds": round(time.monotonic() - began, 1)}
+            took = {"steps": plan.steps, "seconds": round(clock.time() - began, 1)}
             manifest.write(run, plan, None, took=took, simulated=True)
             status = replace(status, status=JobStatus.SUCCEEDED)
         else:
             status = replace(status, status=JobStatus.CANCELLED, error="cancelled")
-        status = replace(status, ended_at=time.time())
+        status = replace(status, ended_at=clock.time())
         words = f"SIMULATED: {status.error or status.status}"
         tell("status", words, {"status": str(status.status)})
         run.write_status(status)
@@ -73,14 +79,19 @@ def simulate(
 
 
 def _pretend(
-    run: RunDir, curve: Sequence[Mapping[str, float]], seconds: float, tell: Callable[..., None]
+    run: RunDir,
+    curve: Sequence[Mapping[str, float]],
+    seconds: float,
+    clock: Clock,
+    tell: Callable[..., None],
 ) -> bool:
     """Write the metrics, those before a kill not again; returns False where the run is cancelled."""
     done = len(run.metrics())
+    due = clock.time()
     for metric in curve[done:]:
-        if run.cancel_file.exists():
+        due += seconds / len(curve)
+        if not clock.wait_until(due, over=run.cancel_file.exists):
             return False
-        time.sleep(seconds / len(curve))
         kind = "eval_loss" if "eval_loss" in metric else "loss"
         words = f"SIMULATED step {metric['step']}/{metric['max_steps']}  {kind} {metric[kind]:.4f}"
         tell("metric", words, metric)

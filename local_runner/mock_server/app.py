@@ -1,36 +1,28 @@
 """The doors as one ASGI application: finds the door, looks at the caller, reads the body, answers.
 
-Doors are plain functions from a call to a reply; the framework is known here only.
+Doors are plain functions from a call to a reply; the framework is known here and in `answers.py` only.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import time
 import uuid
-from collections.abc import AsyncIterator, Generator, Mapping
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from functools import partial
-from io import BufferedReader
-from typing import Any
 
+import anyio
 import anyio.to_thread
-from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route as Mount
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
-from local_runner.mock_server import (
-    chat_door,
-    control_door,
-    endpoint_door,
-    job_door,
-    model_door,
-    workspace_door,
-)
+from local_runner.mock_server import answers
 from local_runner.mock_server.blob_door import MAX_BLOB, PREFIX, BlobDoor
 from local_runner.mock_server.blobs import Upload
+from local_runner.mock_server.controls import Fault
 from local_runner.mock_server.credentials import same
 from local_runner.mock_server.errors import (
     ServiceError,
@@ -38,112 +30,173 @@ from local_runner.mock_server.errors import (
     blob_body,
     unauthorized,
 )
+from local_runner.mock_server.journal import MAX_KEPT, Journal
+from local_runner.mock_server.names import Names
 from local_runner.mock_server.twin import Twin
 from local_runner.mock_server.wire import Call, Reply, Router
-from local_runner.mock_server.worker import Worker
 
 MAX_BODY = 4 * 1024 * 1024
 """Bytes of a request that is not an upload."""
-_METHODS = ["GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"]
-_PIECE = 1024 * 1024
+CONTROL_PREFIX = "/__mock__/"
+_METHODS = frozenset(("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"))
 _MOST_QUESTIONS = 64
 """Questions that wait for an answer at once; more wait at the door."""
-_CONTROL = re.compile("[\x00-\x1f\x7f\ufffd-\uffff]")
+_PATIENCE, _SLOWEST = 30.0, 1024
+"""Seconds to wait for a piece of a body, and the bytes a second that are too few to go on waiting."""
+_CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff\ufffd-\uffff]")
 """What no name has: it would break headers and lists."""
 
 _log = logging.getLogger(__name__)
 
 
-def make_router(twin: Twin, worker: Worker) -> Router:
-    """Every route but the blobs'."""
-    return Router(
-        [
-            *workspace_door.routes(twin),
-            *job_door.routes(twin, worker),
-            *model_door.routes(twin),
-            *endpoint_door.routes(twin),
-            *chat_door.routes(twin),
-            *control_door.routes(twin, worker),
-        ]
-    )
+class App:
+    """The service as an application.
 
+    Args:
+        twin: the service under the local address.
+        router: its doors, but for the blobs'.
+        public: the same service under the public cloud's names, and its doors.
+        journal: records every call.
+    """
 
-def make_app(twin: Twin, worker: Worker) -> Starlette:
-    """The service as an application."""
-    front = _Front(twin, make_router(twin, worker))
-    return Starlette(routes=[Mount("/{path:path}", front.handle, methods=_METHODS)])
-
-
-class _Front:
-    def __init__(self, twin: Twin, router: Router) -> None:
+    def __init__(
+        self, twin: Twin, router: Router, *, public: tuple[Twin, Router], journal: Journal
+    ) -> None:
         self._twin = twin
         self._router = router
+        self._public = public
+        self._names = Names(twin.site.region)
         self._blobs = BlobDoor(twin)
+        self._journal = journal
         # Questions wait for the model: however many wait, the other doors stay open.
         self._questions = anyio.CapacityLimiter(_MOST_QUESTIONS)
 
-    async def handle(self, request: Request) -> Response:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever goes wrong, the server lives on."""
-        call = _call(request)
-        is_blob = PREFIX.match(call.path) is not None
+        if scope["type"] != "http":
+            return
+        began = time.perf_counter()
+        request = Request(scope, receive)
+        exchange = answers.Exchange(_call(request))
+        controls, call = self._twin.controls, exchange.call
+        free = call.path.startswith(CONTROL_PREFIX)
+        fault = None if free else controls.fault(call.method, call.path)
+        if not free and (delay := controls.delay(call.method, call.path)):
+            await anyio.sleep(delay)
+        response = await self._respond(request, exchange, fault)
+        if response is not None:
+            response = self._recorded(exchange, response, began, fault)
+            if fault is not None and fault.kind == "cut":
+                response = answers.cut(response, fault.bytes, scope)
+            await response(scope, receive, send)
+            return
+        self._journal.write(
+            exchange.call, 0, {}, None, seconds=time.perf_counter() - began, fault=_kind(fault)
+        )
+        await answers.hang_up(scope, receive)
+
+    def _recorded(
+        self, exchange: answers.Exchange, response: Response, began: float, fault: Fault | None
+    ) -> Response:
+        def write(body: bytes | str | dict[str, object] | None) -> None:
+            self._journal.write(
+                exchange.call,
+                response.status_code,
+                response.headers,
+                body,
+                sent=exchange.sent,
+                seconds=time.perf_counter() - began,
+                fault=_kind(fault),
+            )
+
+        return answers.listened(response, write)
+
+    async def _respond(
+        self, request: Request, exchange: answers.Exchange, fault: Fault | None
+    ) -> Response | None:
+        """What the client gets, a fault and all; None for no answer."""
+        if fault is None:
+            return await self._answer(request, exchange)
+        match fault.kind:
+            case "lost-request":
+                return None
+            case "status":
+                await _drain(request)
+                code = fault.code or answers.word(fault.status)
+                error = ServiceError(fault.status, code, fault.message, headers=fault.headers)
+                return self._refusal(error, exchange.call)
+            case "slow":
+                await anyio.sleep(fault.seconds)
+                return await self._answer(request, exchange)
+            case _:
+                response = await self._answer(request, exchange)
+                return None if fault.kind == "lost-reply" else response
+
+    async def _answer(self, request: Request, exchange: answers.Exchange) -> Response:
+        call = exchange.call
         try:
-            _check_path(call)
-            answer = self._blob(request, call) if is_blob else self._door(request, call)
-            return _response(await answer, call)
+            _check(call)
+            call = exchange.call = self._names.local(call)
+            answer = self._blob if PREFIX.match(call.path) else self._door
+            return answers.response(await answer(request, exchange), call)
         except ServiceError as error:
-            return self._refusal(error, blob=is_blob)
+            return self._refusal(error, call)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody is there to read it
         except OSError as error:
             _log.exception("%s %s", call.method, call.path)
             full = ServiceError(507, "InsufficientStorage", f"The mock's disk: {error.strerror}")
-            return self._refusal(full, blob=is_blob)
+            return self._refusal(full, call)
         except Exception:  # whatever a door trips over, the server lives on
             _log.exception("%s %s", call.method, call.path)
             words = "The mock failed; its log says why."
-            return self._refusal(ServiceError(500, "InternalServerError", words), blob=is_blob)
+            return self._refusal(ServiceError(500, "InternalServerError", words), call)
 
-    async def _door(self, request: Request, call: Call) -> Reply:
+    async def _door(self, request: Request, exchange: answers.Exchange) -> Reply:
+        call = exchange.call
+        twin, router = self._public if call.public else (self._twin, self._router)
         method = "GET" if call.method == "HEAD" else call.method
-        route, params = self._router.find(method, call.path)
-        self._admit(route.guard, call)
+        route, params = router.find(method, call.path)
+        _admit(twin, route.guard, call)
         body = await _body(request, MAX_BODY)
-        ready = replace(call, params=params, body=body)
+        ready = exchange.call = replace(call, params=params, body=body)
+        if route.quick:
+            return route.handler(ready)
         lane = self._questions if route.slow else None
         return await anyio.to_thread.run_sync(route.handler, ready, limiter=lane)
 
-    async def _blob(self, request: Request, call: Call) -> Reply:
+    async def _blob(self, request: Request, exchange: answers.Exchange) -> Reply:
+        call = exchange.call
         self._blobs.admit(call)
         if not self._blobs.takes_content(call):
-            body = await _body(request, MAX_BODY)
-            return await run_in_threadpool(self._blobs.answer, replace(call, body=body), None)
+            exchange.call = replace(call, body=await _body(request, MAX_BODY))
+            return await run_in_threadpool(self._blobs.answer, exchange.call, None)
         upload = self._twin.blobs.begin()
         try:
-            await _receive(request, upload)
+            exchange.sent = await _receive(request, upload)
             return await run_in_threadpool(self._blobs.answer, call, upload)
         except BaseException:
             upload.abandon()
             raise
 
-    def _admit(self, guard: str, call: Call) -> None:
-        given = call.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if guard == "control" and not same(given, self._twin.secrets.control):
-            raise ServiceError(
-                401, "Unauthorized", "The control door needs the home's control secret."
-            )
-        if guard == "bearer":
-            fault = (
-                self._twin.secrets.token_fault(given) if given else "The access token is missing."
-            )
-            if fault:
-                raise unauthorized(fault, f"{self._twin.site.url}/common")
-
-    def _refusal(self, error: ServiceError, *, blob: bool) -> Response:
+    def _refusal(self, error: ServiceError, call: Call) -> Response:
         headers = {"x-ms-request-id": str(uuid.uuid4()), **error.headers}
-        if blob:
+        if error.status in (408, 413):
+            headers["Connection"] = "close"  # what is left of the request is not read
+        if PREFIX.match(call.path):
             return Response(blob_body(error), error.status, headers, "application/xml")
         headers["x-ms-response-type"] = "error"
         return JSONResponse(arm_body(error, self._twin.site.region), error.status, headers)
+
+
+def _admit(twin: Twin, guard: str, call: Call) -> None:
+    given = call.headers.get("authorization", "").removeprefix("Bearer ").strip()
+    if guard == "control" and not same(given, twin.secrets.control):
+        raise ServiceError(401, "Unauthorized", "The control door needs the home's control secret.")
+    if guard == "bearer":
+        fault = twin.secrets.token_fault(given) if given else "The access token is missing."
+        if fault:
+            raise unauthorized(fault, f"{twin.site.url}/common")
 
 
 def _call(request: Request) -> Call:
@@ -152,87 +205,63 @@ def _call(request: Request) -> Call:
     return Call(request.method, path, {}, dict(request.query_params), headers)
 
 
-def _check_path(call: Call) -> None:
+def _check(call: Call) -> None:
+    if call.method not in _METHODS:
+        raise ServiceError(405, "MethodNotAllowed", f"{call.method[:20]} is not served.")
     if _CONTROL.search(call.path):
         raise ServiceError(400, "InvalidUri", "The path holds control characters.")
 
 
-async def _body(request: Request, limit: int) -> bytes:
-    parts, size = [], 0
-    async for part in request.stream():
+async def _pieces(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """The body as it comes, as long as it is not too long and does not come too slowly."""
+    size, began = 0, time.monotonic()
+    stream = request.stream()
+    while True:
+        try:
+            with anyio.fail_after(_PATIENCE):
+                part = await anext(stream, None)
+        except TimeoutError as error:
+            raise _too_slow() from error
+        if part is None:
+            return
         size += len(part)
         if size > limit:
-            raise ServiceError(
-                413, "RequestEntityTooLarge", f"At most {limit:,} bytes are taken here."
-            )
-        parts.append(part)
-    return b"".join(parts)
+            words = f"At most {limit:,} bytes are taken here."
+            raise ServiceError(413, "RequestBodyTooLarge", words)
+        if (took := time.monotonic() - began) > _PATIENCE and size < took * _SLOWEST:
+            raise _too_slow()
+        yield part
 
 
-async def _receive(request: Request, upload: Upload) -> None:
-    size = 0
-    async for part in request.stream():
+def _too_slow() -> ServiceError:
+    return ServiceError(408, "RequestTimeout", "The request's body comes too slowly.")
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > limit:
+        raise ServiceError(413, "RequestBodyTooLarge", f"At most {limit:,} bytes are taken here.")
+    return b"".join([part async for part in _pieces(request, limit)])
+
+
+async def _receive(request: Request, upload: Upload) -> Sequence[bytes]:
+    """Write the body to the disk; returns the parts, as far as they are few enough to be recorded."""
+    size, kept = 0, []
+    async for part in _pieces(request, MAX_BLOB):
         size += len(part)
-        if size > MAX_BLOB:
-            raise ServiceError(
-                413, "RequestBodyTooLarge", f"At most {MAX_BLOB:,} bytes in one upload."
-            )
+        if size <= MAX_KEPT:
+            kept.append(part)
         if len(part) > 64 * 1024:
             await anyio.to_thread.run_sync(upload.write, part)
         elif part:
             upload.write(part)
+    return kept if size <= MAX_KEPT else ()
 
 
-def _response(reply: Reply, call: Call) -> Response:
-    headers = {"x-ms-request-id": str(uuid.uuid4()), **reply.headers}
-    if client := call.headers.get("x-ms-client-request-id"):
-        headers["x-ms-client-request-id"] = client
-    body = reply.body
-    match body:
-        case BufferedReader():
-            stream = _file(body, reply.span)
-            return StreamingResponse(stream, reply.status, headers, reply.media_type)
-        case dict() | list():
-            return JSONResponse(body, reply.status, headers)
-        case None:
-            return _empty(reply.status, headers)
-        case str() | bytes():
-            return Response(body, reply.status, headers, reply.media_type)
-        case _:
-            return StreamingResponse(_spoken(body), reply.status, headers, reply.media_type)
+async def _drain(request: Request) -> None:
+    async for _ in _pieces(request, MAX_BLOB):
+        pass
 
 
-async def _spoken(pieces: Generator[bytes]) -> AsyncIterator[bytes]:
-    """The pieces as they come.
-
-    In a lane of their own: questions that wait for the model hold theirs until this answer has ended.
-    """
-    lane = anyio.CapacityLimiter(1)
-    run = partial(anyio.to_thread.run_sync, limiter=lane)
-    try:
-        while (piece := await run(next, pieces, None)) is not None:
-            yield piece
-    finally:
-        with anyio.CancelScope(shield=True):  # a reader that has gone must not hold the model
-            await run(pieces.close)
-
-
-def _empty(status: int, headers: Mapping[str, str]) -> Response:
-    response = Response(None, status, dict(headers))
-    if "Content-Length" in headers:  # the answer to a HEAD: the length of what a GET would send
-        response.headers["Content-Length"] = headers["Content-Length"]
-    return response
-
-
-async def _file(file: BufferedReader, span: tuple[int, int] | None) -> AsyncIterator[bytes]:
-    async with anyio.wrap_file(file) as stream:
-        left: Any = None
-        if span is not None:
-            await stream.seek(span[0])
-            left = span[1] - span[0] + 1
-        while left is None or left > 0:
-            part = await stream.read(_PIECE if left is None else min(_PIECE, left))
-            if not part:
-                return
-            left = None if left is None else left - len(part)
-            yield part
+def _kind(fault: Fault | None) -> str:
+    return fault.kind if fault else ""

@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from local_runner.mock_server.controls import Settings
 from local_runner.mock_server.credentials import ensure as secrets_of
 from local_runner.mock_server.engine import Engine, tail
 from local_runner.mock_server.server import Options, log_to_stderr, serve, state_of
@@ -61,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
                        help="the catalogue's date: models retired by then are refused")  # fmt: skip
     start.add_argument("--region", default="eastus2")
     start.add_argument("--capacity", type=_count, default=1, help="jobs at once; the rest queue")
+    start.add_argument("--seed", type=int, help="of ids and keys, so that they come again")
+    start.add_argument("--plain", action="store_true",
+                       help="without TLS, for measurements: no SDK sends a token over it")  # fmt: skip
     start.add_argument("--host", default="127.0.0.1")
     start.add_argument("--port", type=int, default=0, help="0: the last one, or any that is free")
     start.add_argument("--detach", action="store_true", help="return once it answers")
@@ -112,16 +116,22 @@ def _serve(options: argparse.Namespace) -> int:
     # A restarted server, or a child of it, may stand in another folder.
     is_path = options.base not in ("stand-in", "tiny") and base.is_dir()
     named = str(base.resolve()) if is_path else options.base
-    engine = Engine(options.engine, named, options.simulate_seconds)
     home = options.home.resolve()
+    clock = home / "clock.json" if options.engine == "simulate" else None
+    engine = Engine(options.engine, named, options.simulate_seconds, clock)
 
     def site(url: str) -> Site:
         print(
             f"the mock of Azure ML is at {url}  (engine {engine.name}, state in {home})", flush=True
         )
-        return Site(url, home, options.region, options.as_of, options.capacity)
+        return Site(url, home, options.region, options.as_of)
 
-    serve(Options(home, engine, site, options.host, options.port))
+    settings = Settings(capacity=options.capacity)
+    serve(
+        Options(
+            home, engine, site, options.host, settings, options.seed, options.plain, options.port
+        )
+    )
     return 0
 
 

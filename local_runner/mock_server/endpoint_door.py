@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-import secrets
 import time
 from typing import Any
 
 from local_runner.mock_server.errors import conflict, not_found, user_error
-from local_runner.mock_server.model_door import operation_id
 from local_runner.mock_server.store import Body
-from local_runner.mock_server.twin import LRO_PACE, WORKSPACE, Twin, now, system_data
+from local_runner.mock_server.twin import LRO_PACE, WORKSPACE, Twin, system_data
 from local_runner.mock_server.wire import Call, Reply, Route
 from maas_client.spec.catalog import find_model
 
@@ -63,10 +61,10 @@ class _Door:
                 raise conflict(f"Endpoint {name} already serves another model.")
             if before is None:
                 self._refuse_second(name, model)
-                self._twin.store.put("endpoint", key, _body(name, model_id, model))
+                self._twin.store.put("endpoint", key, _body(self._twin, name, model_id, model))
             endpoint = self._twin.store.get("endpoint", key) or {}
         self._twin.speaker.warm_up(endpoint["base_model"])
-        operation = operation_id(self._twin.site.workspace_id)
+        operation = self._twin.operation_id()
         self._twin.store.put("operation", operation, {"endpoint": key})
         return Reply(
             200 if before else 201, self._shown(endpoint), self._operation(call, operation)
@@ -129,7 +127,7 @@ class _Door:
             raise user_error(
                 f"keyValue must be text of at least {_KEY_LENGTH} characters.", inner="InvalidKey"
             )
-        keys[which] = wanted or secrets.token_urlsafe(24)
+        keys[which] = wanted or self._twin.dice.key()
         self._twin.store.change("endpoint", endpoint["name"].lower(), keys=keys)
         return Reply(body={"primaryKey": keys[0], "secondaryKey": keys[1]})
 
@@ -200,7 +198,7 @@ class _Door:
                 "endpointState": state,
                 "provisioningState": _PROVISIONING[state],
                 "inferenceEndpoint": {
-                    "uri": f"{site.url}/serverless/{endpoint['name']}",
+                    "uri": site.scoring_uri("serverless", endpoint["name"]),
                     "headers": {},
                 },
                 "marketplaceSubscriptionId": None,
@@ -223,15 +221,15 @@ def _state(twin: Twin, endpoint: Body) -> str:
     return "Online"
 
 
-def _body(name: str, model_id: str, model: Body) -> Body:
+def _body(twin: Twin, name: str, model_id: str, model: Body) -> Body:
     return {
         "name": name,
         "model_id": model_id,
         "model_key": model["key"],
         "base_model": model["base_model"],
         "model": f"{model['name']}:{model['version']}" if model["version"] else model["name"],
-        "keys": [secrets.token_urlsafe(24), secrets.token_urlsafe(24)],
+        "keys": [twin.dice.key(), twin.dice.key()],
         "online": False,
-        "created": now(),
+        "created": twin.clock.iso(),
         "at": time.time(),
     }

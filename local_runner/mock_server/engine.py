@@ -27,12 +27,14 @@ class Engine:
     Args:
         name: `train`, or `simulate` for the same files in a second.
         base: what to train, as for `--base`.
-        seconds: how long a simulated job takes.
+        seconds: how long a simulated job takes, by the clock.
+        clock: the file with the pace of the simulated runs' time.
     """
 
     name: str
     base: str = "stand-in"
     seconds: float = 1.0
+    clock: Path | None = None
     runner: tuple[str, ...] = _RUNNER
     _bases: dict[str, BaseInfo] = field(default_factory=dict)
 
@@ -61,7 +63,9 @@ class Engine:
 
     def start(self, run: RunDir) -> subprocess.Popen[bytes]:
         """Start the run, or go on with it. The child outlives us, and holds the run's lock."""
-        pace = ("--seconds", str(self.seconds)) if self.simulates else ()
+        pace: tuple[str, ...] = ("--seconds", str(self.seconds)) if self.simulates else ()
+        if self.simulates and self.clock is not None:
+            pace += ("--clock", str(self.clock))
         with run.log_file.open("ab") as log:
             child = subprocess.Popen(
                 (*self.runner, self.name, "--quiet", *pace, str(run.path)),

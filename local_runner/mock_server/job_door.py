@@ -6,8 +6,6 @@ import contextlib
 import itertools
 import json
 import shutil
-import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +17,17 @@ from local_runner.mock_server.errors import (
     user_error,
 )
 from local_runner.mock_server.judge import Accepted, judge
+from local_runner.mock_server.lifecycle import LIVE, first, move
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import (
     ARTIFACT_STORE,
     LRO_PACE,
     WORKSPACE,
     Twin,
-    now,
     system_data,
 )
 from local_runner.mock_server.wire import Call, Reply, Route, whole_number
-from local_runner.mock_server.worker import LIVE, Worker, artifacts, log_name, run_of
+from local_runner.mock_server.worker import Worker, artifacts, log_name, run_of
 from maas_client.spec.job import NAME
 
 HISTORY = f"/history/v1.0{WORKSPACE}"
@@ -88,7 +86,7 @@ class _Door:
             with self._twin.store.transaction():
                 job = self._twin.store.get("job", name.lower())
                 if job is None:  # else the same request was sent twice at once
-                    job = _body(name, properties, accepted, folder)
+                    job = _body(self._twin, name, properties, accepted, folder)
                     self._twin.store.put("job", name.lower(), job)
                     kept = True
         finally:
@@ -135,15 +133,12 @@ class _Door:
 
     def cancel(self, call: Call) -> Reply:
         job = self._found(call)
-        with self._twin.store.transaction():
-            job = self._twin.store.get("job", job["key"]) or job
-            if job["state"] in ("Queued", "Running"):
-                self._twin.store.change("job", job["key"], state="CancelRequested")
-            elif job["state"] not in LIVE:
-                raise user_error(
-                    f"Run {job['name']} is in the state {job['state']} and cannot be canceled.",
-                    inner="RunInTerminalState",
-                )
+        job = move(self._twin, job, "CancelRequested", only=("Queued", "Running"))
+        if job["state"] not in LIVE:
+            raise user_error(
+                f"Run {job['name']} is in the state {job['state']} and cannot be canceled.",
+                inner="RunInTerminalState",
+            )
         self._worker.wake()
         version = call.query.get("api-version", "2023-04-01-preview")
         operation = f"mfeOperationResults/cancel:{job['name']}"
@@ -285,7 +280,7 @@ class _Door:
         # The service answers null right after a PUT, and azure-ai-ml's stream dies of it: we do not.
         site = self._twin.site
         studio = f"https://ml.azure.com/runs/{job['name']}?wsid={site.workspace_path}"
-        tracking = f"azureml://{site.url.removeprefix('https://')}/mlflow/v1.0{site.workspace_path}"
+        tracking = f"azureml://{site.api.removeprefix('https://')}/mlflow/v1.0{site.workspace_path}"
         return {
             "Tracking": {"jobServiceType": "Tracking", "endpoint": tracking, "status": None},
             "Studio": {"jobServiceType": "Studio", "endpoint": studio, "status": None},
@@ -315,13 +310,11 @@ class _Door:
         return outputs
 
 
-def _body(name: str, wire: dict[str, Any], accepted: Accepted, folder: Path) -> Body:
+def _body(twin: Twin, name: str, wire: dict[str, Any], accepted: Accepted, folder: Path) -> Body:
     return {
         "key": name.lower(),
         "name": name,
-        "created": now(),
-        "ended": None,
-        "state": "Queued",
+        **first(twin),
         "error": None,
         "archived": False,
         "wire": wire,
@@ -331,8 +324,8 @@ def _body(name: str, wire: dict[str, Any], accepted: Accepted, folder: Path) -> 
         "run": folder.name,
         "output": accepted.job.registered_model,
         "version": None,
-        "identity": str(uuid.uuid4()),
-        "at": time.time(),
+        "identity": twin.dice.uuid(),
+        "at": twin.clock.time(),
     }
 
 

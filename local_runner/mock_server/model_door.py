@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import uuid
 from typing import Any
 
 from local_runner.mock_server.errors import conflict, not_found, user_error
 from local_runner.mock_server.store import Body
-from local_runner.mock_server.twin import LRO_PACE, WORKSPACE, Twin, now, system_data
+from local_runner.mock_server.twin import LRO_PACE, WORKSPACE, Twin, system_data
 from local_runner.mock_server.wire import Call, Reply, Route, whole_number
 from maas_client.spec.catalog import find_model
 
@@ -139,7 +138,11 @@ class _Door:
             )
         key = call.params["name"].lower()
         before = self._twin.store.get("marketplace", key)
-        body = before or {"name": call.params["name"], "model": given, "created": now()}
+        body = before or {
+            "name": call.params["name"],
+            "model": given,
+            "created": self._twin.clock.iso(),
+        }
         self._twin.store.put("marketplace", key, body)
         return Reply(200 if before else 201, self._subscription(body), LRO_PACE)
 
@@ -179,8 +182,3 @@ class _Door:
 
 def _key(model: Body) -> str:
     return f"{model['name']}/{model['version']}".lower()
-
-
-def operation_id(workspace: str) -> str:
-    """An id as the service makes them: a colon inside a path segment."""
-    return f"oeidp:{workspace}:{uuid.uuid4()}"

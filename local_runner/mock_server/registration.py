@@ -9,7 +9,7 @@ import yaml
 
 from local_runner.mock_server.errors import user_error
 from local_runner.mock_server.store import Body
-from local_runner.mock_server.twin import ARTIFACT_STORE, BLOB_STORE, Twin, now
+from local_runner.mock_server.twin import ARTIFACT_STORE, BLOB_STORE, Twin
 from maas_client.spec.rundir import RunDir
 
 _RECORDS = (
@@ -67,7 +67,7 @@ def _model(twin: Twin, job: Body, run: RunDir, prefix: str) -> dict[str, Any]:
     return {
         "name": job["output"],
         "version": job["version"],
-        "created": now(),
+        "created": twin.clock.iso(),
         "base_model": job["entry"],
         "adapter": str(run.adapter),
         "archived": False,

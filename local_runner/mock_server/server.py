@@ -8,10 +8,11 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from local_runner.clock import Clock
 from local_runner.mock_server import credentials, tls
-from local_runner.mock_server.app import make_app
+from local_runner.mock_server.app import App
 from local_runner.mock_server.blobs import BlobStore
 from local_runner.mock_server.chat import make_speaker
+from local_runner.mock_server.controls import Controls, Settings
+from local_runner.mock_server.dice import Dice
+from local_runner.mock_server.doors import make_app
 from local_runner.mock_server.engine import Engine
+from local_runner.mock_server.journal import Journal
+from local_runner.mock_server.names import Names
+from local_runner.mock_server.protocol import Protocol
 from local_runner.mock_server.store import Store
 from local_runner.mock_server.twin import Site, Twin
 from local_runner.mock_server.worker import Worker
@@ -45,6 +53,12 @@ class Options:
     site: Callable[[str], Site]
     """Makes the site of its address, which is known once the port is."""
     host: str = "127.0.0.1"
+    settings: Settings = field(default_factory=Settings)
+    """What the controls start from."""
+    seed: int | None = None
+    """Of ids, keys and chances; None for the system's randomness."""
+    plain: bool = False
+    """Without TLS: for measurements, as no SDK sends a token over plain HTTP."""
     port: int = 0
     """0: the one of last time, so that clients find the server again; else any that is free."""
 
@@ -59,14 +73,18 @@ def serve(options: Options) -> None:
     options.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(options.home))
-        files = tls.ensure(options.home / "tls")
+        names = Names(options.site("").region)
+        files = tls.ensure(options.home / "tls", public=names.certified())
         secrets = credentials.ensure(options.home / "secrets.json")
         door = stack.enter_context(_listen(options.host, _port(options)))
         identity_door = stack.enter_context(_listen("127.0.0.1", 0))
-        url = f"https://{options.host}:{door.getsockname()[1]}"
+        scheme = "http" if options.plain else "https"
+        url = f"{scheme}://{options.host}:{door.getsockname()[1]}"
         twin = _twin(options, url, secrets, stack)
         worker = Worker(twin)
-        main = _server(make_app(twin, worker), certificate=files)
+        journal = Journal(options.home / "journal.jsonl", asdict(secrets).values())
+        stack.callback(journal.close)
+        main = _server(make_app(twin, worker, journal), certificate=None if options.plain else files, names=names)
         side = _server(_identity(twin))
         identity_url = f"http://127.0.0.1:{identity_door.getsockname()[1]}/msi/token"
         _announce(options, twin, files.ca, identity_url, stack)
@@ -82,8 +100,17 @@ def _twin(
     stack.callback(store.close)
     speaker = make_speaker(options.engine, options.home)
     stack.callback(speaker.close)
-    blobs = BlobStore(options.home / "blobs", store)
-    return Twin(options.site(url), store, blobs, secrets, options.engine, speaker)
+    return Twin(
+        options.site(url),
+        store,
+        BlobStore(options.home / "blobs", store),
+        secrets,
+        options.engine,
+        speaker,
+        Clock(options.engine.clock),
+        Dice(store, options.seed),
+        Controls(store, options.settings, seed=options.seed),
+    )
 
 
 def _announce(
@@ -175,7 +202,12 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _server(app: Starlette, *, certificate: tls.Certificates | None = None) -> uvicorn.Server:
+def _server(
+    app: App | Starlette,
+    *,
+    certificate: tls.Certificates | None = None,
+    names: Names | None = None,
+) -> uvicorn.Server:
     options: dict[str, Any] = {}
     if certificate is not None:
         options = {"ssl_certfile": str(certificate.chain), "ssl_keyfile": str(certificate.key)}
@@ -187,10 +219,26 @@ def _server(app: Starlette, *, certificate: tls.Certificates | None = None) -> u
         server_header=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=5,
-        h11_max_incomplete_event_size=64 * 1024,
+        http=Protocol,
+        ws="none",
         **options,
     )
+    config.load()
+    if certificate is not None and names is not None and config.ssl is not None:
+        _show_public(config.ssl, certificate, names)
     return uvicorn.Server(config)
+
+
+def _show_public(local: ssl.SSLContext, files: tls.Certificates, names: Names) -> None:
+    """Show the other certificate to those who ask for a public name."""
+    public = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    public.load_cert_chain(files.public_chain, files.key)
+
+    def choose(line: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        if name and names.owns(name):
+            line.context = public
+
+    local.sni_callback = choose
 
 
 def _run(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,11 @@ from local_runner.mock_server.credentials import write_secret
 
 _CA_DAYS = 3650
 _LEAF_DAYS = 397
+_LOCAL = (
+    x509.DNSName("localhost"),
+    x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+    x509.IPAddress(ipaddress.ip_address("::1")),
+)
 _RENEW_DAYS = 30
 """A certificate with less than this left is made anew at start."""
 
@@ -33,20 +39,44 @@ class Certificates:
     """The server's certificate."""
     key: Path
     """Its key; only its owner can read it."""
+    public_chain: Path
+    """Its certificate for the public cloud's names, which is shown to those who come through the proxy."""
 
 
-def ensure(folder: Path, *, now: dt.datetime | None = None) -> Certificates:
-    """The certificates in the folder; made where they are missing, broken, or about to end."""
+def ensure(
+    folder: Path, *, public: Sequence[str] = (), now: dt.datetime | None = None
+) -> Certificates:
+    """The certificates in the folder; made where they are missing, broken, or about to end.
+
+    Args:
+        folder: where they are.
+        public: the public names that the second certificate is for.
+        now: the time, if it is not now.
+    """
     at = now or dt.datetime.now(tz=dt.UTC)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    files = Certificates(folder / "ca.pem", folder / "server.pem", folder / "server.key")
+    files = Certificates(
+        folder / "ca.pem", folder / "server.pem", folder / "server.key", folder / "public.pem"
+    )
     ca_key_file = folder / "ca.key"
     if not _is_good(files.ca, at) or not ca_key_file.exists():
         _make_ca(files.ca, ca_key_file, at)
         files.chain.unlink(missing_ok=True)
     if not _is_good(files.chain, at) or not files.key.exists():
-        _make_leaf(files, ca_key_file, at)
+        files.public_chain.unlink(missing_ok=True)
+        files.chain.unlink(missing_ok=True)  # killed between the two, we make both anew
+        _write_key(files.key, ec.generate_private_key(ec.SECP256R1()))
+        _make_leaf(files.chain, files, ca_key_file, at, _LOCAL)
+    if public and not (_is_good(files.public_chain, at) and _names(files.public_chain) == public):
+        _make_leaf(files.public_chain, files, ca_key_file, at, [x509.DNSName(n) for n in public])
     return files
+
+
+def _names(file: Path) -> Sequence[str]:
+    """The host names that a certificate is for."""
+    found = x509.load_pem_x509_certificate(file.read_bytes()).extensions
+    names = found.get_extension_for_class(x509.SubjectAlternativeName).value
+    return names.get_values_for_type(x509.DNSName)
 
 
 def _is_good(file: Path, at: dt.datetime) -> bool:
@@ -72,17 +102,19 @@ def _make_ca(file: Path, key_file: Path, at: dt.datetime) -> None:
     file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
 
-def _make_leaf(files: Certificates, ca_key_file: Path, at: dt.datetime) -> None:
+def _make_leaf(
+    file: Path,
+    files: Certificates,
+    ca_key_file: Path,
+    at: dt.datetime,
+    names: Sequence[x509.GeneralName],
+) -> None:
     ca = x509.load_pem_x509_certificate(files.ca.read_bytes())
     ca_key = serialization.load_pem_private_key(ca_key_file.read_bytes(), password=None)
     assert isinstance(ca_key, ec.EllipticCurvePrivateKey)  # noqa: S101 - we wrote it
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    names = [
-        x509.DNSName("localhost"),
-        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
-        x509.IPAddress(ipaddress.ip_address("::1")),
-    ]
+    key = serialization.load_pem_private_key(files.key.read_bytes(), password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)  # noqa: S101 - we wrote it
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, str(names[0].value))])
     authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
     certificate = (
         _builder(subject, ca.subject, key.public_key(), at, _LEAF_DAYS)
@@ -94,9 +126,7 @@ def _make_leaf(files: Certificates, ca_key_file: Path, at: dt.datetime) -> None:
         .add_extension(authority, critical=False)
         .sign(ca_key, hashes.SHA256())
     )
-    files.chain.unlink(missing_ok=True)  # killed between the two, we make both anew
-    _write_key(files.key, key)
-    files.chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def _builder(

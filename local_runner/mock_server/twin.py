@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from local_runner.mock_server import names
 from local_runner.mock_server.blobs import BlobStore
 from local_runner.mock_server.credentials import ACCOUNT, Secrets
 from local_runner.mock_server.errors import ServiceError
@@ -15,7 +16,10 @@ from local_runner.mock_server.store import Store
 from maas_client.spec.catalog import ModelEntry, catalog
 
 if TYPE_CHECKING:
+    from local_runner.clock import Clock
     from local_runner.mock_server.chat import Speaker
+    from local_runner.mock_server.controls import Controls
+    from local_runner.mock_server.dice import Dice
     from local_runner.mock_server.engine import Engine
 
 REGISTRIES = ("azureml", "azureml-phi")
@@ -40,8 +44,8 @@ class Site:
     region: str = "eastus2"
     as_of: dt.date = DEFAULT_AS_OF
     """The catalogue date: retirement is judged by it."""
-    capacity: int = 1
-    """Jobs that run at once; the rest are queued."""
+    public: bool = False
+    """Whether it speaks of itself by the public cloud's names."""
     subscription: str = "00000000-0000-0000-0000-000000000000"
     group: str = "mock-group"
     workspace: str = "mock-workspace"
@@ -60,7 +64,33 @@ class Site:
     @property
     def account(self) -> str:
         """The SDK makes `https://<account>.blob.<suffix>` of it: a path on this very server."""
-        return f"{self.url.removeprefix('https://')}/{ACCOUNT}"
+        return ACCOUNT if self.public else f"{self.url.removeprefix('https://')}/{ACCOUNT}"
+
+    @property
+    def suffix(self) -> str:
+        """The storage's."""
+        return "core.windows.net" if self.public else "core.local"
+
+    @property
+    def api(self) -> str:
+        """Where the workspace's and the registry's own planes are."""
+        return f"https://{self.region}.api.azureml.ms" if self.public else self.url
+
+    @property
+    def login(self) -> str:
+        """Where tokens are given."""
+        return f"https://{names.LOGIN}" if self.public else self.url
+
+    def scoring_uri(self, room: str, endpoint: str) -> str:
+        """Where an endpoint answers; the room is `serverless` or `online`."""
+        if not self.public:
+            return f"{self.url}/{room}/{endpoint}"
+        host = "models.ai" if room == "serverless" else "inference.ml"
+        return f"https://{endpoint}.{self.region}.{host}.azure.com"
+
+    def in_public(self) -> Site:
+        """The same under the public cloud's names."""
+        return replace(self, url=f"https://{names.ARM}", public=True)
 
     @property
     def blob_container(self) -> str:
@@ -92,6 +122,17 @@ class Twin:
     secrets: Secrets
     engine: Engine
     speaker: Speaker
+    clock: Clock
+    dice: Dice
+    controls: Controls
+
+    def in_public(self) -> Twin:
+        """The same service under the public cloud's names."""
+        return replace(self, site=self.site.in_public())
+
+    def operation_id(self) -> str:
+        """An id as the service makes them: a colon inside a path segment."""
+        return f"oeidp:{self.site.workspace_id}:{self.dice.uuid()}"
 
     def arm_id(self, *parts: str) -> str:
         return "/".join((self.site.workspace_path, *parts))
@@ -99,7 +140,7 @@ class Twin:
     def blob_url(self, container: str, name: str, *, permissions: str = "r") -> str:
         """An address that anyone who has it can read."""
         sas = self.secrets.sas(permissions=permissions)
-        return f"https://{self.site.account}.blob.core.local/{container}/{name}?{sas}"
+        return f"https://{self.site.account}.blob.{self.site.suffix}/{container}/{name}?{sas}"
 
     def check_workspace(self, params: Any) -> None:
         """The one workspace there is.
@@ -146,11 +187,6 @@ def system_data(created: str, modified: str | None = None) -> dict[str, Any]:
         "lastModifiedBy": "maas mock user",
         "lastModifiedByType": "User",
     }
-
-
-def now() -> str:
-    """This moment as the service writes it."""
-    return dt.datetime.now(tz=dt.UTC).isoformat()
 
 
 def known_models() -> list[ModelEntry]:

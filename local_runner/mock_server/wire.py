@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader
-from typing import Any
+from typing import Any, Literal
 
 from local_runner.mock_server.errors import ServiceError, user_error
 
@@ -24,6 +24,8 @@ class Call:
     headers: Mapping[str, str]
     """Names in lower case."""
     body: bytes = b""
+    public: bool = False
+    """Whether it came under one of the public cloud's names."""
 
     def json(self) -> dict[str, Any]:
         """The body as a JSON object.
@@ -73,6 +75,9 @@ class Reply:
 
 
 Handler = Callable[[Call], Reply]
+Source = Literal["recorded", "sdk", "documented", "ours"]
+"""How we know a route: seen in recordings of the service; sent and read by the vendor's SDK; written in
+the vendor's documentation; or made by us, where nothing public shows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,13 @@ class Route:
     """Who may come in: `bearer`, `control`, or `open` where the door itself looks at the caller."""
     slow: bool = False
     """Whether it may have to wait for the model."""
+    quick: bool = False
+    """Whether it only reads a little, so that a thread of its own would cost more than it saves."""
+    source: Source = "sdk"
+    call: str = ""
+    """Who sends it: the SDK's verb, as `jobs.get`."""
+    body: Mapping[str, Any] | None = None
+    """JSON schema of the request's body; None where it has none."""
 
     def regex(self) -> re.Pattern[str]:
         pattern = re.sub(r"\{(\w+)\*\}", r"(?P<\1>.+)", self.pattern)

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from local_runner.mock_server import registration
 from local_runner.mock_server.engine import Engine, EngineError, tail
 from local_runner.mock_server.judge import hosted
+from local_runner.mock_server.lifecycle import LIVE, move
 from local_runner.mock_server.store import Body
-from local_runner.mock_server.twin import ARTIFACT_STORE, Twin, now
+from local_runner.mock_server.twin import ARTIFACT_STORE, Twin
 from maas_client.errors import MaasError
 from maas_client.jobs import Event, JobStatus
 from maas_client.plan import DataPlan, Plan, make_plan
@@ -27,9 +28,6 @@ from maas_client.spec.job import FineTuningJob
 from maas_client.spec.limits import local_limits
 from maas_client.spec.loading import dump_job
 from maas_client.spec.rundir import RunDir, RunStatus, write_json, write_whole
-
-LIVE = ("Queued", "Running", "CancelRequested", "Finalizing")
-"""States in which a job is not over."""
 
 _ENDS = frozenset(status for status in JobStatus if status.is_terminal)
 _PAUSE, _IDLE = 0.1, 10.0
@@ -94,20 +92,12 @@ class Worker:
             try:
                 if job["state"] != "Queued":
                     self._tend(job)
-                elif running < self.twin.site.capacity:
+                elif running < self.twin.controls.capacity:
                     running += 1
-                    self._tend(self._move(job, "Queued", "Running"))
+                    self._tend(move(self.twin, job, "Running", only=("Queued",)))
             except Exception:  # one job's trouble is not the others'
                 _log.exception("job %s stumbled, and is tried again", job["name"])
         return bool(live)
-
-    def _move(self, job: Body, before: str, after: str) -> Body:
-        """Change the state, unless somebody else has done so: a cancellation is never lost."""
-        with self.twin.store.transaction():
-            latest = self.twin.store.get("job", job["key"]) or job
-            if latest["state"] != before:
-                return latest
-            return self.twin.store.change("job", job["key"], state=after)
 
     def _tend(self, job: Body) -> None:
         run = run_of(self.twin, job)
@@ -186,18 +176,21 @@ class Worker:
     def _end(self, job: Body, run: RunDir, status: RunStatus) -> None:
         match status.status:
             case JobStatus.SUCCEEDED:
-                job = self._move(job, "Running", "Finalizing")
+                job = move(self.twin, job, "Finalizing", only=("Running",), at=status.ended_at)
                 registration.publish(self.twin, job, run)
-                self._close(job, "Completed")
+                self._close(job, "Completed", at=status.ended_at)
             case JobStatus.CANCELLED if job["state"] == "CancelRequested":
-                self._close(job, "Canceled")
+                self._close(job, "Canceled", at=status.ended_at)
             case JobStatus.CANCELLED:
                 self._start(job, run)  # somebody stopped the engine, but nobody the job
             case _:
-                self._close(job, "Failed", error=status.error or tail(run.log_file))
+                error = status.error or tail(run.log_file)
+                self._close(job, "Failed", error=error, at=status.ended_at)
 
-    def _close(self, job: Body, state: str, *, error: str | None = None) -> None:
-        self.twin.store.change("job", job["key"], state=state, error=error, ended=now())
+    def _close(
+        self, job: Body, state: str, *, error: str | None = None, at: float | None = None
+    ) -> None:
+        move(self.twin, job, state, at=at, error=error)
         self._sizes.pop(job["key"], None)
         _log.info("job %s %s", job["name"], state)
 

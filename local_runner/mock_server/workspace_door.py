@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 from local_runner.mock_server import twin as world
 from local_runner.mock_server.credentials import TENANT, TOKEN_SECONDS
 from local_runner.mock_server.errors import conflict, not_found, user_error
-from local_runner.mock_server.twin import WORKSPACE, Twin, now, system_data
+from local_runner.mock_server.twin import WORKSPACE, Twin, system_data
 from local_runner.mock_server.wire import Call, Reply, Route, whole_number
 from maas_client.spec.catalog import ModelEntry, find_model
 from maas_client.spec.job import NAME
@@ -63,7 +63,7 @@ class _Door:
         return Reply(body=[cloud])
 
     def openid(self, call: Call) -> Reply:
-        base = f"{self._twin.site.url}/{call.params['tenant']}"
+        base = f"{self._twin.site.login}/{call.params['tenant']}"
         return Reply(
             body={
                 "issuer": f"{base}/v2.0",
@@ -100,7 +100,7 @@ class _Door:
             body={
                 "registryName": name,
                 "primaryRegion": "eastus",
-                "primaryRegionResourceProviderUri": f"{self._twin.site.url}/",
+                "primaryRegionResourceProviderUri": f"{self._twin.site.api}/",
                 "resourceGroup": "registry-group",
                 "subscriptionId": _REGISTRY_SUBSCRIPTION,
             }
@@ -197,13 +197,13 @@ class _Door:
                     "friendlyName": site.workspace,
                     "description": "A mock of an Azure ML workspace",
                     "workspaceId": site.workspace_id,
-                    "discoveryUrl": f"{site.url}/discovery",
+                    "discoveryUrl": f"{site.api}/discovery",
                     "storageAccount": f"{site.workspace_path.partition('/providers')[0]}"
                     "/providers/Microsoft.Storage/storageAccounts/mockacct",
                     "keyVault": "",
                     "applicationInsights": "",
                     "provisioningState": "Succeeded",
-                    "mlFlowTrackingUri": f"azureml://{site.url.removeprefix('https://')}"
+                    "mlFlowTrackingUri": f"azureml://{site.api.removeprefix('https://')}"
                     f"/mlflow/v1.0{site.workspace_path}",
                     "publicNetworkAccess": "Enabled",
                     "hbiWorkspace": False,
@@ -214,7 +214,7 @@ class _Door:
         )
 
     def discovery(self, call: Call) -> Reply:
-        url = self._twin.site.url
+        url = self._twin.site.api
         return Reply(body=dict.fromkeys(("api", "history", "experimentation", "catalog"), url))
 
     def datastores(self, call: Call) -> Reply:
@@ -252,7 +252,7 @@ class _Door:
                 "datastoreType": "AzureBlob",
                 "accountName": site.account,
                 "containerName": site.container(name.lower()),
-                "endpoint": "core.local",
+                "endpoint": site.suffix,
                 "protocol": "https",
                 "serviceDataAccessAuthIdentity": "WorkspaceSystemAssignedIdentity",
                 "subscriptionId": site.subscription,
@@ -333,7 +333,7 @@ class _Door:
                 raise conflict(
                     f"Asset paths cannot be updated. {name}:{version} already has another dataUri."
                 )
-            created = before["created"] if before else now()
+            created = before["created"] if before else self._twin.clock.iso()
             body = {"name": name, "version": version, "created": created, "properties": given}
             self._twin.store.put("data", key, body)
         return Reply(200 if before else 201, self._data(body))

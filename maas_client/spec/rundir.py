@@ -25,7 +25,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,8 +212,9 @@ def is_held(lock: Path) -> bool:
 class EventWriter:
     """The one writer of a run's events and metrics; goes on numbering where an earlier one stopped."""
 
-    def __init__(self, run: RunDir) -> None:
+    def __init__(self, run: RunDir, *, now: Callable[[], float] = time.time) -> None:
         self._run = run
+        self._now = now
         for file in (run.events_file, run.metrics_file):
             drop_torn_line(file)
         self._seq = sum(1 for _ in run.events())
@@ -221,7 +222,7 @@ class EventWriter:
     def write(self, kind: EventKind, message: str, data: Mapping[str, Any] | None = None) -> Event:
         """Append one event; a metric is appended to `metrics.jsonl` as well."""
         self._seq += 1
-        event = Event(self._seq, round(time.time(), 3), kind, message, data or {})
+        event = Event(self._seq, round(self._now(), 3), kind, message, data or {})
         if kind == "metric":
             append_line(self._run.metrics_file, {"at": event.at, **event.data})
         append_line(self._run.events_file, event.to_json())

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,16 @@ import anyio
 import httpx
 import pytest
 
+from local_runner.clock import Clock
 from local_runner.mock_server import credentials
-from local_runner.mock_server.app import make_app, make_router
 from local_runner.mock_server.blobs import BlobStore
 from local_runner.mock_server.chat import ChildSpeaker
+from local_runner.mock_server.controls import Controls, Settings
+from local_runner.mock_server.dice import Dice
+from local_runner.mock_server.doors import make_app, make_router
 from local_runner.mock_server.engine import Engine
+from local_runner.mock_server.journal import Journal
+from local_runner.mock_server.lifecycle import move
 from local_runner.mock_server.store import Body, Store
 from local_runner.mock_server.twin import Site, Twin
 from local_runner.mock_server.wire import Call, Reply
@@ -79,10 +84,11 @@ class Service:
 
     twin: Twin
     worker: Worker
+    journal: Journal
 
     def call(self, method: str, path: str, body: Any = None, **query: str) -> Reply:
         path = path.replace("{W}", self.twin.site.workspace_path)
-        route, params = make_router(self.twin, self.worker).find(method, path)
+        route, params = make_router(self.twin, self.worker, self.journal).find(method, path)
         raw = b"" if body is None else json.dumps(body).encode()
         return route.handler(Call(method, path, params, query, {}, raw))
 
@@ -124,8 +130,20 @@ def service(tmp_path: Path) -> Iterator[Service]:
     speaker = ChildSpeaker(engine, tmp_path / "answer.log")
     site = Site("https://127.0.0.1:1", tmp_path)
     secrets = credentials.ensure(tmp_path / "secrets.json")
-    twin = Twin(site, store, BlobStore(tmp_path / "blobs", store), secrets, engine, speaker)
-    yield Service(twin, Worker(twin))
+    twin = Twin(
+        site,
+        store,
+        BlobStore(tmp_path / "blobs", store),
+        secrets,
+        engine,
+        speaker,
+        Clock(),
+        Dice(store),
+        Controls(store, Settings()),
+    )
+    journal = Journal(tmp_path / "journal.jsonl", [])
+    yield Service(twin, Worker(twin), journal)
+    journal.close()
     speaker.close()
     store.close()
 
@@ -142,8 +160,7 @@ def test_an_engine_that_never_gets_on_is_given_up_and_one_that_does_is_not(
 
 
 def test_one_jobs_trouble_does_not_stop_the_queue(service: Service) -> None:
-    wide = replace(service.twin, site=replace(service.twin.site, capacity=2))
-    service.worker = Worker(wide)
+    service.twin.controls.change({"capacity": 2})
     service.submit("stuck")
     (service.twin.site.home / "runs" / "stuck" / "status.json").write_text("[]")  # unreadable
     service.submit("fine")
@@ -190,7 +207,7 @@ def test_a_cancellation_between_look_and_start_is_not_lost(service: Service) -> 
     service.submit("slow")
     stale = service.job("slow")
     service.call("POST", "{W}/jobs/slow/cancel")
-    moved = service.worker._move(stale, "Queued", "Running")
+    moved = move(service.twin, stale, "Running", only=("Queued",))
     assert moved["state"] == "CancelRequested"
     service.work_until_all_ended()
     assert (service.job("slow")["state"], service.job("slow").get("starts")) == ("Canceled", None)
@@ -270,7 +287,7 @@ def test_many_questions_at_once_neither_lock_up_nor_block_the_other_doors(
         texts.append(answer.text)
 
     async def crowd() -> None:
-        transport = httpx.ASGITransport(make_app(service.twin, service.worker))
+        transport = httpx.ASGITransport(make_app(service.twin, service.worker, service.journal))
         async with httpx.AsyncClient(transport=transport, base_url="http://mock") as client:
             with anyio.fail_after(60):
                 async with anyio.create_task_group() as group:
@@ -296,7 +313,7 @@ def test_a_model_that_dies_in_the_middle_is_an_error_and_the_next_question_is_an
     headers = deploy(service, "mortal")
 
     async def talk() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(make_app(service.twin, service.worker))
+        transport = httpx.ASGITransport(make_app(service.twin, service.worker, service.journal))
         async with httpx.AsyncClient(transport=transport, base_url="http://mock") as client:
             url = "/serverless/mortal/v1/chat/completions"
             bodies = (turns("die", stream=stream), turns())
@@ -327,7 +344,7 @@ def test_a_question_is_checked_and_null_is_absent(
     service: Service, body: dict[str, Any], status: int
 ) -> None:
     headers = deploy(service, "strict")
-    route, params = make_router(service.twin, service.worker).find(
+    route, params = make_router(service.twin, service.worker, service.journal).find(
         "POST", "/serverless/strict/chat/completions"
     )
     raw = json.dumps(body).encode()

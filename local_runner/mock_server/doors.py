@@ -1,0 +1,38 @@
+"""Every door's routes in one table, but the blobs', which have rules of their own; and the application."""
+
+from __future__ import annotations
+
+from local_runner.mock_server import (
+    chat_door,
+    control_door,
+    endpoint_door,
+    job_door,
+    model_door,
+    workspace_door,
+)
+from local_runner.mock_server.app import App
+from local_runner.mock_server.journal import Journal
+from local_runner.mock_server.twin import Twin
+from local_runner.mock_server.wire import Router
+from local_runner.mock_server.worker import Worker
+
+
+def make_router(twin: Twin, worker: Worker, journal: Journal) -> Router:
+    """The doors of a twin."""
+    return Router(
+        [
+            *workspace_door.routes(twin),
+            *job_door.routes(twin, worker),
+            *model_door.routes(twin),
+            *endpoint_door.routes(twin),
+            *chat_door.routes(twin),
+            *control_door.routes(twin, worker, journal),
+        ]
+    )
+
+
+def make_app(twin: Twin, worker: Worker, journal: Journal) -> App:
+    """The service as an ASGI application, under its local address and under the public names."""
+    public = twin.in_public()
+    router = make_router(twin, worker, journal)
+    return App(twin, router, public=(public, make_router(public, worker, journal)), journal=journal)

@@ -1,0 +1,81 @@
+"""The HTTP protocol with patience and limits: a client that sends too much, or too slowly, is sent away."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from local_runner.mock_server.answers import HANG_UP
+
+MAX_HEAD = 64 * 1024
+"""Bytes of a request's line and headers."""
+MAX_HEADERS = 200
+PATIENCE = 20.0
+"""Seconds that a client may take to send them."""
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, which by itself waits for ever and takes headers without end."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._head = 0
+        self._reading_head = True
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]  # uvicorn narrows it, too
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._reading_head:
+            self._head += len(data)
+            if self._head > MAX_HEAD and not self._ends(data):
+                self._send_away(431, "Request Header Fields Too Large")
+                return
+        super().data_received(data)
+        if self._reading_head and len(self.headers or ()) > MAX_HEADERS:
+            self._send_away(431, "Request Header Fields Too Large")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._reading_head = True
+        self._wait()
+        self.scope[HANG_UP] = self._hang_up  # type: ignore[literal-required]  # ours
+
+    def on_headers_complete(self) -> None:
+        self._stop_waiting()
+        self._reading_head, self._head = False, 0
+        super().on_headers_complete()
+
+    def _ends(self, data: bytes) -> bool:
+        """Whether the headers end in these bytes, and what is too long is the body."""
+        return b"\r\n\r\n" in data[:MAX_HEAD]
+
+    def _wait(self) -> None:
+        self._stop_waiting()
+        self._timer = self.loop.call_later(PATIENCE, self._send_away, 408, "Request Timeout")
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _send_away(self, status: int, words: str) -> None:
+        if self.transport.is_closing():
+            return
+        head = f"HTTP/1.1 {status} {words}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+        self.transport.write(head.encode())
+        self.transport.close()
+
+    def _hang_up(self, *, now: bool) -> None:
+        if now:
+            self.transport.abort()
+        else:
+            self.transport.close()
