@@ -84,7 +84,11 @@ def serve(options: Options) -> None:
         worker = Worker(twin)
         journal = Journal(options.home / "journal.jsonl", asdict(secrets).values())
         stack.callback(journal.close)
-        main = _server(make_app(twin, worker, journal), certificate=None if options.plain else files, names=names)
+        main = _server(
+            make_app(twin, worker, journal),
+            certificate=None if options.plain else files,
+            names=names,
+        )
         side = _server(_identity(twin))
         identity_url = f"http://127.0.0.1:{identity_door.getsockname()[1]}/msi/token"
         _announce(options, twin, files.ca, identity_url, stack)
