@@ -9,7 +9,6 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import anyio
@@ -21,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from local_runner.mock_server import answers
 from local_runner.mock_server.blob_door import MAX_BLOB, PREFIX, BlobDoor
-from local_runner.mock_server.blobs import Upload
+from local_runner.mock_server.bodies import Bodies
 from local_runner.mock_server.controls import Fault
 from local_runner.mock_server.credentials import same
 from local_runner.mock_server.errors import (
@@ -30,7 +29,7 @@ from local_runner.mock_server.errors import (
     blob_body,
     unauthorized,
 )
-from local_runner.mock_server.journal import MAX_KEPT, Journal
+from local_runner.mock_server.journal import Journal
 from local_runner.mock_server.names import Names
 from local_runner.mock_server.twin import Twin
 from local_runner.mock_server.wire import Call, Reply, Router
@@ -41,8 +40,6 @@ CONTROL_PREFIX = "/__mock__/"
 _METHODS = frozenset(("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"))
 _MOST_QUESTIONS = 64
 """Questions that wait for an answer at once; more wait at the door."""
-_PATIENCE, _SLOWEST = 30.0, 1024
-"""Seconds to wait for a piece of a body, and the bytes a second that are too few to go on waiting."""
 _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff\ufffd-\uffff]")
 """What no name has: it would break headers and lists."""
 
@@ -57,16 +54,24 @@ class App:
         router: its doors, but for the blobs'.
         public: the same service under the public cloud's names, and its doors.
         journal: records every call.
+        bodies: reads what is sent.
     """
 
     def __init__(
-        self, twin: Twin, router: Router, *, public: tuple[Twin, Router], journal: Journal
+        self,
+        twin: Twin,
+        router: Router,
+        *,
+        public: tuple[Twin, Router],
+        journal: Journal,
+        bodies: Bodies | None = None,
     ) -> None:
         self._twin = twin
         self._router = router
         self._public = public
         self._names = Names(twin.site.region)
         self._blobs = BlobDoor(twin)
+        self._bodies = bodies or Bodies()
         self._journal = journal
         # Questions wait for the model: however many wait, the other doors stay open.
         self._questions = anyio.CapacityLimiter(_MOST_QUESTIONS)
@@ -121,7 +126,7 @@ class App:
             case "lost-request":
                 return None
             case "status":
-                await _drain(request)
+                await self._bodies.drain(request, MAX_BLOB)
                 code = fault.code or answers.word(fault.status)
                 error = ServiceError(fault.status, code, fault.message, headers=fault.headers)
                 return self._refusal(error, exchange.call)
@@ -158,7 +163,7 @@ class App:
         method = "GET" if call.method == "HEAD" else call.method
         route, params = router.find(method, call.path)
         _admit(twin, route.guard, call)
-        body = await _body(request, MAX_BODY)
+        body = await self._bodies.whole(request, MAX_BODY)
         ready = exchange.call = replace(call, params=params, body=body)
         if route.quick:
             return route.handler(ready)
@@ -169,11 +174,11 @@ class App:
         call = exchange.call
         self._blobs.admit(call)
         if not self._blobs.takes_content(call):
-            exchange.call = replace(call, body=await _body(request, MAX_BODY))
+            exchange.call = replace(call, body=await self._bodies.whole(request, MAX_BODY))
             return await run_in_threadpool(self._blobs.answer, exchange.call, None)
         upload = self._twin.blobs.begin()
         try:
-            exchange.sent = await _receive(request, upload)
+            exchange.sent = await self._bodies.onto(request, upload, MAX_BLOB)
             return await run_in_threadpool(self._blobs.answer, call, upload)
         except BaseException:
             upload.abandon()
@@ -210,57 +215,6 @@ def _check(call: Call) -> None:
         raise ServiceError(405, "MethodNotAllowed", f"{call.method[:20]} is not served.")
     if _CONTROL.search(call.path):
         raise ServiceError(400, "InvalidUri", "The path holds control characters.")
-
-
-async def _pieces(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """The body as it comes, as long as it is not too long and does not come too slowly."""
-    size, began = 0, time.monotonic()
-    stream = request.stream()
-    while True:
-        try:
-            with anyio.fail_after(_PATIENCE):
-                part = await anext(stream, None)
-        except TimeoutError as error:
-            raise _too_slow() from error
-        if part is None:
-            return
-        size += len(part)
-        if size > limit:
-            words = f"At most {limit:,} bytes are taken here."
-            raise ServiceError(413, "RequestBodyTooLarge", words)
-        if (took := time.monotonic() - began) > _PATIENCE and size < took * _SLOWEST:
-            raise _too_slow()
-        yield part
-
-
-def _too_slow() -> ServiceError:
-    return ServiceError(408, "RequestTimeout", "The request's body comes too slowly.")
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > limit:
-        raise ServiceError(413, "RequestBodyTooLarge", f"At most {limit:,} bytes are taken here.")
-    return b"".join([part async for part in _pieces(request, limit)])
-
-
-async def _receive(request: Request, upload: Upload) -> Sequence[bytes]:
-    """Write the body to the disk; returns the parts, as far as they are few enough to be recorded."""
-    size, kept = 0, []
-    async for part in _pieces(request, MAX_BLOB):
-        size += len(part)
-        if size <= MAX_KEPT:
-            kept.append(part)
-        if len(part) > 64 * 1024:
-            await anyio.to_thread.run_sync(upload.write, part)
-        elif part:
-            upload.write(part)
-    return kept if size <= MAX_KEPT else ()
-
-
-async def _drain(request: Request) -> None:
-    async for _ in _pieces(request, MAX_BLOB):
-        pass
 
 
 def _kind(fault: Fault | None) -> str:

@@ -1,4 +1,4 @@
-"""`maas mock …`: serve, stop, status, reset, env."""
+"""`maas mock …`: serve, stop, status, reset, env; and the verbs of `controls_cli`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import json
 import os
 import shlex
 import signal
-import ssl
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
+from local_runner.mock_server import controls_cli
 from local_runner.mock_server.controls import Settings
-from local_runner.mock_server.credentials import ensure as secrets_of
 from local_runner.mock_server.engine import Engine, tail
+from local_runner.mock_server.line import Line, wait_until_gone
 from local_runner.mock_server.server import Options, log_to_stderr, serve, state_of
 from local_runner.mock_server.twin import DEFAULT_AS_OF, Site
 from maas_client.errors import MaasError
@@ -75,14 +74,16 @@ def _parser() -> argparse.ArgumentParser:
     ):
         verbs.add_parser(name, help=words).set_defaults(run=run)
     verbs.choices["status"].add_argument("--json", action="store_true", dest="as_json")
+    controls_cli.add_verbs(verbs)
     env = verbs.add_parser("env", help="what points any azure-ai-ml program at it")
     env.set_defaults(run=_env)
     env.add_argument("--shell", choices=("bash", "python", "json"), default="bash",
-                     help="how to write recipe A")  # fmt: skip
+                     help="how to write recipe A or C")  # fmt: skip
     for verb in verbs.choices.values():  # before or after the verb, as one likes
         verb.add_argument("--home", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    env.add_argument("--recipe", choices=("A", "B"), default="A",
-                     help="A: environment only; B: keywords for MLClient")  # fmt: skip
+    env.add_argument("--recipe", choices=("A", "B", "C"), default="A",
+                     help="A: environment only; B: keywords for MLClient; C: the public cloud's names, "
+                          "through `maas mock proxy`")  # fmt: skip
     return parser
 
 
@@ -151,7 +152,9 @@ def _detach(options: argparse.Namespace) -> int:
             start_new_session=True,
         )
     end = time.monotonic() + _START_SECONDS
-    while (state := state_of(home)) is None or state["pid"] != child.pid or not _answers(state):
+    while (
+        (state := state_of(home)) is None or state["pid"] != child.pid or not Line(home).answers()
+    ):
         if child.poll() is not None or time.monotonic() > end:
             raise MaasError(f"the mock did not start: {tail(log)}")
         time.sleep(0.05)
@@ -159,110 +162,92 @@ def _detach(options: argparse.Namespace) -> int:
     return 0
 
 
-def _answers(state: dict[str, Any]) -> bool:
-    try:
-        _get(state, "/metadata/endpoints")
-    except OSError:
-        return False
-    return True
-
-
-def _get(state: dict[str, Any], path: str, *, method: str = "GET", control: str = "") -> Any:
-    context = ssl.create_default_context(cafile=state["ca"])
-    request = urllib.request.Request(  # noqa: S310 - our own https address
-        state["url"] + path, method=method, headers={"Authorization": f"Bearer {control}"}
-    )
-    with urllib.request.urlopen(request, context=context, timeout=60) as answer:  # noqa: S310
-        return json.loads(answer.read())
-
-
-def _running(options: argparse.Namespace) -> dict[str, Any]:
-    state = state_of(options.home.resolve())
-    if state is None:
-        raise MaasError(
-            f"no mock serves from {options.home}", hint="`maas mock serve --detach` starts one."
-        )
-    return state
-
-
 def _stop(options: argparse.Namespace) -> int:
     home = options.home.resolve()
+    controls_cli.stop_proxy(home)
     state = state_of(home)
     if state is None:
         (home / "server.json").unlink(missing_ok=True)  # left by one that was killed
         print("no mock was running")
         return 0
     os.kill(state["pid"], signal.SIGTERM)
-    end = time.monotonic() + _STOP_SECONDS
-    while _is_there(state["pid"]):
-        if time.monotonic() > end:
-            raise MaasError(f"the mock (pid {state['pid']}) does not stop")
-        time.sleep(0.05)
+    if not wait_until_gone(state["pid"], _STOP_SECONDS):
+        raise MaasError(f"the mock (pid {state['pid']}) does not stop")
     print("the mock has stopped")
     return 0
 
 
-def _is_there(pid: int) -> bool:
-    """Whether the process has not ended; one that nobody has waited for yet has."""
-    try:
-        return b"local_runner" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except FileNotFoundError:
-        pass
-    if sys.platform == "linux":
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def _status(options: argparse.Namespace) -> int:
-    state = _running(options)
-    control = secrets_of(options.home.resolve() / "secrets.json").control
-    status = _get(state, "/__mock__/status", control=control) | {"pid": state["pid"]}
+    line = Line(options.home)
+    status = line.ask("GET", "/__mock__/status") | {"pid": line.state["pid"]}
     if options.as_json:
         print(json.dumps(status))
         return 0
     for key, value in status.items():
-        print(f"{key:10} {value or 'none' if isinstance(value, dict) else value}")
+        shown = "none" if value in (None, "", {}) else value
+        print(f"{key:10} {shown}")
     return 0
 
 
 def _reset(options: argparse.Namespace) -> int:
-    state = _running(options)
-    control = secrets_of(options.home.resolve() / "secrets.json").control
-    done = _get(state, "/__mock__/reset", method="POST", control=control)
+    done = Line(options.home).ask("POST", "/__mock__/reset")
     print(f"forgotten; {done['cancelled']} running jobs were cancelled")
     return 0
 
 
 def _env(options: argparse.Namespace) -> int:
-    state = _running(options)
-    print(_recipe_b(state) if options.recipe == "B" else _recipe_a(state, options.shell))
+    state = Line(options.home).state
+    if options.recipe == "B":
+        print(_recipe_b(state))
+    elif options.recipe == "C":
+        print(_exports(_recipe_c(state, controls_cli.proxy_url(options.home)), options.shell))
+    else:
+        print(_exports(_recipe_a(state), options.shell))
     return 0
 
 
-def _recipe_a(state: dict[str, Any], shell: str) -> str:
-    """Exports for a shell: `eval "$(maas mock env)"`; or the same for a program."""
-    values = {
-        "REQUESTS_CA_BUNDLE": state["ca"],
+def _recipe_a(state: dict[str, Any]) -> dict[str, str]:
+    """The environment that names a cloud of its own."""
+    return _common(state) | {
         "ARM_CLOUD_METADATA_URL": f"{state['url']}/metadata/endpoints?api-version=2022-09-01",
         "REGISTRY_DISCOVERY_ENDPOINT_URL": f"{state['url']}/",
         "AZUREML_CURRENT_CLOUD": "AzureMockCloud",
+    }
+
+
+def _recipe_c(state: dict[str, Any], proxy: str) -> dict[str, str]:
+    """The environment of a program that believes it talks to the public cloud."""
+    return _common(state) | {"HTTPS_PROXY": proxy, "NO_PROXY": ""}
+
+
+def _common(state: dict[str, Any]) -> dict[str, str]:
+    return {
+        "REQUESTS_CA_BUNDLE": state["ca"],
         "IDENTITY_ENDPOINT": state["identity_endpoint"],
         "IDENTITY_HEADER": state["identity_header"],
         "AZURE_SUBSCRIPTION_ID": state["subscription_id"],
         "AZURE_RESOURCE_GROUP": state["resource_group"],
         "AZUREML_WORKSPACE_NAME": state["workspace"],
     }
+
+
+def _exports(values: dict[str, str], shell: str) -> str:
+    """For a shell: `eval "$(maas mock env)"`; or the same for a program."""
+    unset = ["CURL_CA_BUNDLE"]
+    if "HTTPS_PROXY" in values:  # what recipe A may have left would win over the proxy
+        unset += [
+            "ARM_CLOUD_METADATA_URL",
+            "REGISTRY_DISCOVERY_ENDPOINT_URL",
+            "AZUREML_CURRENT_CLOUD",
+        ]
     if shell == "json":
         return json.dumps(values, indent=2)
     if shell == "python":
         lines = [f"os.environ[{key!r}] = {value!r}" for key, value in values.items()]
-        return "\n".join(["import os", "os.environ.pop('CURL_CA_BUNDLE', None)", *lines])
+        drops = [f"os.environ.pop({key!r}, None)" for key in unset]
+        return "\n".join(["import os", *drops, *lines])
     lines = [f"export {key}={shlex.quote(value)}" for key, value in values.items()]
-    return "\n".join(["unset CURL_CA_BUNDLE", *lines])
+    return "\n".join([f"unset {' '.join(unset)}", *lines])
 
 
 def _recipe_b(state: dict[str, Any]) -> str:

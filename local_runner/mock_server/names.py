@@ -53,9 +53,18 @@ class Names:
             if not self.owns(host):
                 raise ServiceError(404, "NotFound", f"{host} is not one of the mock's names.")
             if host == BLOB:
-                return replace(call, path=f"/{BLOB}{call.path}", public=True)
-            if match := _ENDPOINT.fullmatch(host):
-                room = "serverless" if match[3] == "models.ai" else "online"
-                return replace(call, path=f"/{room}/{match[1]}{call.path}", public=True)
+                return replace(call, path=f"/{BLOB}{call.path}", asked=call.path, public=True)
+            if place := endpoint(host, ""):
+                path = f"/{place[0]}/{place[1]}{call.path}"
+                return replace(call, path=path, asked=call.path, public=True)
             return replace(call, public=True)
         return call
+
+
+def endpoint(host: str, path: str) -> tuple[str, str] | None:
+    """The room, `serverless` or `online`, and the name of the endpoint that is spoken to, if one is."""
+    if match := _ENDPOINT.fullmatch(host.lower()):
+        return ("serverless" if match[3] == "models.ai" else "online"), match[1]
+    if match := re.match(r"/(serverless|online)/([^/]+)/", path):
+        return match[1], match[2]
+    return None

@@ -12,12 +12,13 @@ from local_runner.mock_server.answers import HANG_UP
 MAX_HEAD = 64 * 1024
 """Bytes of a request's line and headers."""
 MAX_HEADERS = 200
-PATIENCE = 20.0
-"""Seconds that a client may take to send them."""
 
 
 class Protocol(HttpToolsProtocol):
     """uvicorn's protocol, which by itself waits for ever and takes headers without end."""
+
+    patience = 20.0
+    """Seconds that a client may take to send a request's line and headers."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -60,7 +61,7 @@ class Protocol(HttpToolsProtocol):
 
     def _wait(self) -> None:
         self._stop_waiting()
-        self._timer = self.loop.call_later(PATIENCE, self._send_away, 408, "Request Timeout")
+        self._timer = self.loop.call_later(self.patience, self._send_away, 408, "Request Timeout")
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:

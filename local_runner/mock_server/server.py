@@ -225,6 +225,7 @@ def _server(
         timeout_graceful_shutdown=5,
         http=Protocol,
         ws="none",
+        proxy_headers=False,
         **options,
     )
     config.load()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,11 @@ LRO_PACE = {"retry-after-ms": "100"}
 for 30 seconds; this header it obeys everywhere."""
 
 
+@functools.cache
+def _workspace_id(name: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, name))
+
+
 DEFAULT_AS_OF = dt.date(2025, 6, 1)
 """A day on which the Phi-3 models were not retired yet."""
 
@@ -52,7 +58,7 @@ class Site:
 
     @property
     def workspace_id(self) -> str:
-        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.subscription}/{self.workspace}"))
+        return _workspace_id(f"{self.subscription}/{self.workspace}")
 
     @property
     def workspace_path(self) -> str:

@@ -24,6 +24,8 @@ class Call:
     headers: Mapping[str, str]
     """Names in lower case."""
     body: bytes = b""
+    asked: str = ""
+    """The path as it came, where a public host's meaning has been added to it."""
     public: bool = False
     """Whether it came under one of the public cloud's names."""
 
@@ -82,7 +84,7 @@ the vendor's documentation; or made by us, where nothing public shows it."""
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a call goes. `{name}` matches one segment of the path, `{name*}` the rest of it."""
+    """Where a call goes. `{name}` matches one segment of the path."""
 
     method: str
     pattern: str
@@ -100,8 +102,7 @@ class Route:
     """JSON schema of the request's body; None where it has none."""
 
     def regex(self) -> re.Pattern[str]:
-        pattern = re.sub(r"\{(\w+)\*\}", r"(?P<\1>.+)", self.pattern)
-        pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", pattern)
+        pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.pattern)
         return re.compile(f"{pattern}/?", re.IGNORECASE)
 
 
@@ -115,7 +116,11 @@ class Router:
 
     def __init__(self, routes: Sequence[Route]) -> None:
         self.routes = tuple(routes)
-        self._table = [(route, route.regex()) for route in routes]
+        # By how many parts a path has: few patterns are left to try.
+        self._tables: dict[int, list[tuple[Route, re.Pattern[str]]]] = {}
+        for route in routes:
+            table = self._tables.setdefault(route.pattern.count("/"), [])
+            table.append((route, route.regex()))
 
     def find(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
         """The route and its parameters.
@@ -124,8 +129,9 @@ class Router:
             ServiceError: no route has that path, or not with that method.
         """
         clean = re.sub(r"/{2,}", "/", path)
+        table = self._tables.get(clean.rstrip("/").count("/"), ())
         methods = []
-        for route, regex in self._table:
+        for route, regex in table:
             if (match := regex.fullmatch(clean)) is None:
                 continue
             if route.method == method:
