@@ -110,6 +110,12 @@ def whole_number(text: str | None) -> int | None:
     return int(text) if text and re.fullmatch(r"[0-9]{1,15}", text) else None
 
 
+def archived_wanted(query: Mapping[str, str]) -> tuple[bool, ...]:
+    """Whether a list shows what is archived, as `listViewType` asks: not, only, or both."""
+    view = query.get("listViewType", "ActiveOnly").lower()
+    return {"activeonly": (False,), "archivedonly": (True,)}.get(view, (False, True))
+
+
 class Router:
     """Routes by path, not by api-version: an unknown version is never refused."""
 
