@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import anyio
@@ -21,7 +21,6 @@ from starlette.types import Receive, Scope, Send
 
 from local_runner.mock_server import answers
 from local_runner.mock_server.blob_door import MAX_BLOB, PREFIX, BlobDoor
-from local_runner.mock_server.blobs import Upload
 from local_runner.mock_server.controls import Fault
 from local_runner.mock_server.credentials import same
 from local_runner.mock_server.errors import (
@@ -33,6 +32,7 @@ from local_runner.mock_server.errors import (
 from local_runner.mock_server.journal import MAX_KEPT, Journal
 from local_runner.mock_server.names import Names
 from local_runner.mock_server.twin import Twin
+from local_runner.mock_server.upload import receive
 from local_runner.mock_server.wire import Call, Reply, Router
 
 MAX_BODY = 4 * 1024 * 1024
@@ -171,9 +171,9 @@ class App:
         if not self._blobs.takes_content(call):
             exchange.call = replace(call, body=await _body(request, MAX_BODY))
             return await run_in_threadpool(self._blobs.answer, exchange.call, None)
-        upload = self._twin.blobs.begin()
+        upload = self._blobs.begin(call)
         try:
-            exchange.sent = await _receive(request, upload)
+            exchange.sent = await receive(_pieces(request, MAX_BLOB), upload, keep=MAX_KEPT)
             return await run_in_threadpool(self._blobs.answer, call, upload)
         except BaseException:
             upload.abandon()
@@ -202,7 +202,16 @@ def _admit(twin: Twin, guard: str, call: Call) -> None:
 def _call(request: Request) -> Call:
     path = re.sub(r"/{2,}", "/", request.scope["path"])  # already unquoted, once
     headers = {key.lower(): value for key, value in request.headers.items()}
-    return Call(request.method, path, {}, dict(request.query_params), headers)
+    query = request.scope["query_string"].decode("latin-1")
+    return Call(
+        request.method,
+        path,
+        {},
+        dict(request.query_params),
+        headers,
+        target=f"{request.scope['raw_path'].decode('latin-1')}?{query}",
+        client=request.client.host if request.client else "",
+    )
 
 
 def _check(call: Call) -> None:
@@ -242,20 +251,6 @@ async def _body(request: Request, limit: int) -> bytes:
     if length.isdigit() and int(length) > limit:
         raise ServiceError(413, "RequestBodyTooLarge", f"At most {limit:,} bytes are taken here.")
     return b"".join([part async for part in _pieces(request, limit)])
-
-
-async def _receive(request: Request, upload: Upload) -> Sequence[bytes]:
-    """Write the body to the disk; returns the parts, as far as they are few enough to be recorded."""
-    size, kept = 0, []
-    async for part in _pieces(request, MAX_BLOB):
-        size += len(part)
-        if size <= MAX_KEPT:
-            kept.append(part)
-        if len(part) > 64 * 1024:
-            await anyio.to_thread.run_sync(upload.write, part)
-        elif part:
-            upload.write(part)
-    return kept if size <= MAX_KEPT else ()
 
 
 async def _drain(request: Request) -> None:

@@ -26,6 +26,10 @@ class Call:
     body: bytes = b""
     public: bool = False
     """Whether it came under one of the public cloud's names."""
+    target: str = ""
+    """What was asked for, as it was sent: still quoted, with the query."""
+    client: str = ""
+    """The address it came from."""
 
     def json(self) -> dict[str, Any]:
         """The body as a JSON object.
