@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from local_runner.mock_server import (
     chat_door,
+    component_door,
+    compute_door,
     control_door,
     data_door,
     endpoint_door,
@@ -27,6 +29,8 @@ def make_router(twin: Twin, worker: Worker, journal: Journal) -> Router:
             *workspace_door.routes(twin),
             *registry_door.routes(twin),
             *data_door.routes(twin),
+            *component_door.routes(twin),
+            *compute_door.routes(twin),
             *job_door.routes(twin, worker),
             *model_door.routes(twin),
             *marketplace_door.routes(twin),

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from local_runner.mock_server import pipeline_shape, pipelines
 from local_runner.mock_server.errors import (
     ServiceError,
     conflict,
@@ -53,6 +54,9 @@ _JOB = {
                 "computeId": _TEXT,
                 "resources": _MAP,
                 "queueSettings": _MAP,
+                "inputs": _MAP,
+                "jobs": _MAP,
+                "settings": _MAP,
             },
         }
     },
@@ -128,13 +132,15 @@ class _Door:
         folder = self._new_folder(name)
         kept = False
         try:
-            accepted = judge(self._twin, name, properties, folder / "data")
+            asked = pipelines.judge if properties.get("jobType") == "Pipeline" else judge
+            accepted = asked(self._twin, name, properties, folder / "data")
             with self._twin.store.transaction():
                 job = self._twin.store.get("job", name.lower())
                 if job is None:  # else the same request was sent twice at once
                     self._refuse_too_many(accepted)
                     job = _body(self._twin, name, properties, accepted, folder)
                     self._twin.store.put("job", name.lower(), job)
+                    pipelines.remember_runs(self._twin, job)
                     kept = True
         finally:
             if not kept:
@@ -147,7 +153,7 @@ class _Door:
     def _refuse_too_many(self, accepted: Accepted) -> None:
         controls, store = self._twin.controls, self._twin.store
         controls.check("jobs", store.count("job", states=LIVE))
-        if accepted.job.registered_model:
+        if accepted.job.registered_model and not accepted.pipeline:
             controls.check("models", store.count("model"))
 
     def _new_folder(self, name: str) -> Path:
@@ -169,7 +175,7 @@ class _Door:
         return {"Location": f"{self._twin.site.url}{self._twin.arm_id('jobs', name)}"}
 
     def get(self, call: Call) -> Reply:
-        return Reply(body=self._shown(self._found(call), call))
+        return Reply(body=self._shown(self._read(call), call))
 
     def list(self, call: Call) -> Reply:
         self._twin.check_workspace(call.params)
@@ -206,6 +212,7 @@ class _Door:
         if job["state"] in LIVE:
             raise conflict(f"Run {job['name']} is in the state {job['state']}; cancel it first.")
         self._twin.store.delete("job", job["key"])
+        pipelines.forget_runs(self._twin, job)
         if job["version"] is None:  # else its model is served from there
             shutil.rmtree(run_of(self._twin, job).path, ignore_errors=True)
         container = self._twin.site.container(ARTIFACT_STORE)
@@ -214,11 +221,12 @@ class _Door:
         return Reply(200)
 
     def details(self, call: Call) -> Reply:
-        job = self._found(call)
+        job = self._read(call)
         container = self._twin.site.container(ARTIFACT_STORE)
-        logs = {}
-        if self._twin.blobs.get(container, log_name(job["name"])):
-            logs["user_logs/std_log.txt"] = self._twin.blob_url(container, log_name(job["name"]))
+        logs, log = {}, log_name(str(job.get("root", job["name"])))
+        if self._twin.blobs.get(container, log):
+            name = pipeline_shape.log(job) if "pipeline" in job else "user_logs/std_log.txt"
+            logs[name] = self._twin.blob_url(container, log)
         error = None
         if job["error"]:
             problem = ServiceError(400, "UserError", job["error"], inner="FineTuningFailed")
@@ -226,11 +234,11 @@ class _Door:
         return Reply(body=history(job) | {"logFiles": logs, "error": error, "warnings": None})
 
     def run(self, call: Call) -> Reply:
-        return Reply(body=history(self._found(call)))
+        return Reply(body=history(self._read(call)))
 
     def children(self, call: Call) -> Reply:
-        self._found(call)
-        return Reply(body={"value": [], "nextLink": None})
+        below = pipelines.children(self._twin, self._read(call))
+        return Reply(body={"value": [history(run) for run in below], "nextLink": None})
 
     def patch(self, call: Call) -> Reply:
         """What `jobs.update`, `archive` and `restore` send."""
@@ -247,11 +255,20 @@ class _Door:
     def rundata(self, call: Call) -> Reply:
         self._twin.check_workspace(call.params)
         name = str(call.json().get("runId", ""))
-        job = self._twin.store.get("job", name.lower())
-        if job is None:
-            raise not_found("Run", name)
+        job = self._run(name)
         # A model among the outputs would crash azure-ai-ml's download; without it, it looks for blobs.
         return Reply(body={"runMetadata": history(job) | {"outputs": {}}})
+
+    def _read(self, call: Call) -> Body:
+        """The job, or a run inside a pipeline."""
+        self._twin.check_workspace(call.params)
+        return self._run(call.params["name"])
+
+    def _run(self, name: str) -> Body:
+        job = self._twin.store.get("job", name.lower()) or pipelines.find_run(self._twin, name)
+        if job is None:
+            raise not_found("Run", name)
+        return job
 
     def _found(self, call: Call) -> Body:
         self._twin.check_workspace(call.params)
@@ -273,8 +290,9 @@ def _body(twin: Twin, name: str, wire: dict[str, Any], accepted: Accepted, folde
         "entry": accepted.entry.name,
         "data": {key: str(path) for key, path in accepted.data.items()},
         "run": folder.name,
-        "output": accepted.job.registered_model,
+        "output": None if accepted.pipeline else accepted.job.registered_model,
         "version": None,
         "identity": twin.dice.uuid(),
         "at": twin.clock.time(),
+        **({"pipeline": accepted.pipeline} if accepted.pipeline else {}),
     }

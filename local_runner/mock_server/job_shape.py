@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from local_runner.mock_server import pipeline_shape, pipelines
 from local_runner.mock_server.lifecycle import LIVE
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import ARTIFACT_STORE, Site, Twin, system_data
@@ -17,6 +18,8 @@ EXPERIMENT = "Default"
 
 def history(job: Body) -> dict[str, Any]:
     """The job as run history tells it."""
+    if "pipeline" in job:
+        return pipeline_shape.history(job)
     return {
         "runId": job["name"],
         "status": job["state"],
@@ -30,47 +33,59 @@ def history(job: Body) -> dict[str, Any]:
 
 def shown(twin: Twin, job: Body, version: str = "", *, fresh: bool = False) -> dict[str, Any]:
     """The job in the shape of an api-version (recorded 2024-11-25); `fresh` right after a PUT."""
+    wire, made, old = job["wire"], system_data(job["created"]), version == OLD
+    common = {
+        "description": wire.get("description"),
+        "tags": wire.get("tags") or {},
+        "displayName": wire.get("displayName") or job["name"],
+        "experimentName": wire.get("experimentName") or EXPERIMENT,
+        "services": _services(twin.site, job),
+        "computeId": None if old else wire.get("computeId"),
+        "isArchived": job["archived"],
+        "identity": wire.get("identity"),
+        "componentId": None,
+        "notificationSetting": wire.get("notificationSetting"),
+    }
+    properties = (
+        pipeline_shape.shown(job, common)
+        if "pipeline" in job
+        else common | _tuning(twin, job, old=old, fresh=fresh)
+    )
+    return {
+        "id": twin.arm_id("jobs", job["name"]),
+        "name": job["name"],
+        "type": "Microsoft.MachineLearningServices/workspaces/jobs",
+        "systemData": {key: made[key] for key in ("createdAt", "createdBy", "createdByType")},
+        "properties": properties,
+    }
+
+
+def _tuning(twin: Twin, job: Body, *, old: bool, fresh: bool) -> dict[str, Any]:
+    """What a fine-tuning job has of its own."""
     wire, details = job["wire"], job["wire"]["fineTuningDetails"]
-    old, made = version == OLD, system_data(job["created"])
     task = str(details["taskType"])
     nulls = {"pathOnCompute": None} if old else {}
     extra = {"secretsConfiguration": None} if old else {
         "resources": wire.get("resources"), "queueSettings": wire.get("queueSettings")
     }  # fmt: skip
     return {
-        "id": twin.arm_id("jobs", job["name"]),
-        "name": job["name"],
-        "type": "Microsoft.MachineLearningServices/workspaces/jobs",
-        "systemData": {key: made[key] for key in ("createdAt", "createdBy", "createdByType")},
-        "properties": {
-            "description": wire.get("description"),
-            "tags": wire.get("tags") or {},
-            "properties": _properties(job),
-            "displayName": wire.get("displayName") or job["name"],
-            # Recorded: the reply to a PUT says Running, whatever is true a moment later.
-            "status": "Running" if fresh and job["state"] in LIVE else job["state"],
-            "experimentName": wire.get("experimentName") or EXPERIMENT,
-            "services": _services(twin.site, job),
-            "computeId": None if old else wire.get("computeId"),
-            "isArchived": job["archived"],
-            "identity": wire.get("identity"),
-            "componentId": None,
-            "notificationSetting": wire.get("notificationSetting"),
-            "jobType": "FineTuning",
-            "fineTuningDetails": {
-                "taskType": task[:1].upper() + task[1:],
-                "modelProvider": "Custom",
-                "hyperParameters": details.get("hyperParameters") or {},
-                **{
-                    key: {"description": None, "mode": "ReadOnlyMount", **nulls, **details[key]}
-                    if details.get(key)
-                    else None
-                    for key in ("model", "trainingData", "validationData")
-                },
+        "properties": _properties(job),
+        # Recorded: the reply to a PUT says Running, whatever is true a moment later.
+        "status": "Running" if fresh and job["state"] in LIVE else job["state"],
+        "jobType": "FineTuning",
+        "fineTuningDetails": {
+            "taskType": task[:1].upper() + task[1:],
+            "modelProvider": "Custom",
+            "hyperParameters": details.get("hyperParameters") or {},
+            **{
+                key: {"description": None, "mode": "ReadOnlyMount", **nulls, **details[key]}
+                if details.get(key)
+                else None
+                for key in ("model", "trainingData", "validationData")
             },
-            "outputs": _outputs(twin.site, job, old=old),
-            **extra,
         },
+        "outputs": _outputs(twin.site, job, old=old),
+        **extra,
     }
 
 
@@ -124,6 +139,7 @@ def essence(wire: dict[str, Any]) -> str:
             details.get("hyperParameters") or {},
             output.get("assetName"),
             {key: value for key, value in managed.items() if value},
+            *pipelines.essence(wire),
         ],
         sort_keys=True,
     )

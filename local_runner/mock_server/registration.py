@@ -29,17 +29,33 @@ def publish(twin: Twin, job: Body, run: RunDir) -> None:
         if (run.path / name).exists():
             target = f"ExperimentRun/dcid.{job['name']}/outputs/{name}"
             twin.blobs.put_file(artifacts, target, run.path / name)
-    output = job["output"]
-    if output is None:
-        return
-    prefix = f"azureml/{job['name']}/registered_model/"
+    for name, kind in (job["pipeline"]["bound"] if "pipeline" in job else {}).items():
+        if kind == "mlflow_model_folder":
+            _put_model(twin, job, run, output_place(job, name))
+        else:
+            _put_folder(twin, run.adapter, output_place(job, name))
+    if job["output"] is not None:
+        prefix = output_place(job, "registered_model")
+        _put_model(twin, job, run, prefix)
+        _register(twin, job, run, prefix)
+
+
+def output_place(job: Body, output: str) -> str:
+    """Where a job's output is in the workspace's storage."""
+    return f"azureml/{job['name']}/{output}/"
+
+
+def _put_model(twin: Twin, job: Body, run: RunDir, prefix: str) -> None:
     container = twin.site.container(BLOB_STORE)
     twin.blobs.put(container, f"{prefix}MLmodel", _mlmodel(job).encode())
-    for folder in (run.adapter, run.merged):
-        for file in sorted(folder.rglob("*")) if folder.is_dir() else ():
-            place = "data/model" if folder == run.adapter else "data/merged"
-            twin.blobs.put_file(container, f"{prefix}{place}/{file.relative_to(folder)}", file)
-    _register(twin, job, run, prefix)
+    _put_folder(twin, run.adapter, f"{prefix}data/model/")
+    _put_folder(twin, run.merged, f"{prefix}data/merged/")
+
+
+def _put_folder(twin: Twin, folder: Path, prefix: str) -> None:
+    container = twin.site.container(BLOB_STORE)
+    for file in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        twin.blobs.put_file(container, f"{prefix}{file.relative_to(folder)}", file)
 
 
 def _register(twin: Twin, job: Body, run: RunDir, prefix: str) -> None:
@@ -106,6 +122,11 @@ def _mlmodel(job: Body) -> str:
         },
         "run_id": job["name"],
         "utc_time_created": job["created"],
+        # Whoever registers this folder again shall know what it is.
+        "metadata": {
+            "mockTrainedOn": job.get("base", ""),
+            "mockSimulated": str(bool(job.get("simulated"))).lower(),
+        },
     }
     return yaml.safe_dump(description, sort_keys=False)
 
