@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from local_runner.mock_server import model_source
 from local_runner.mock_server.errors import conflict, not_found
+from local_runner.mock_server.registration import store_uri
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import WORKSPACE, Twin, system_data
 from local_runner.mock_server.wire import Call, Reply, Route, archived_wanted, whole_number
@@ -22,6 +24,7 @@ _CHANGE = {
                 "tags": _MAP,
                 "properties": _MAP,
                 "modelUri": _TEXT,
+                "modelType": _TEXT,
             },
         }
     },
@@ -39,7 +42,7 @@ def routes(twin: Twin) -> list[Route]:
         Route("PUT", one, door.put_container, call="models.archive(name)", body=_CHANGE),
         Route("GET", f"{one}/versions", door.versions, call="models.get(label)"),
         Route("GET", version, door.get, quick=True, call="models.get"),
-        Route("PUT", version, door.put, call="models.archive", body=_CHANGE),
+        Route("PUT", version, door.put, call="models.create_or_update, archive", body=_CHANGE),
         Route("DELETE", version, door.delete, source="documented", call="az rest"),
     ]
 
@@ -108,9 +111,16 @@ class _Door:
         return Reply(body=self._model(self._found(call)))
 
     def put(self, call: Call) -> Reply:
-        """What `models.archive`, `restore` and an update send: tags, description, isArchived."""
-        model, given = self._found(call), call.properties()
-        if given.get("modelUri") not in (None, model["properties"]["modelUri"]):
+        """A new version, or what `models.archive`, `restore` and an update send of one."""
+        self._twin.check_workspace(call.params)
+        name, version, given = call.params["name"], call.params["version"], call.properties()
+        key = f"{name}/{version}".lower()
+        if self._twin.store.get("model", key) is None and given.get("modelUri"):
+            made = model_source.make(self._twin, name, version, given)
+            self._twin.store.put("model", key, made)
+            return Reply(201, self._model(made))
+        model = self._found(call)
+        if not self._is_at(model, given.get("modelUri")):
             raise conflict("Asset paths cannot be updated.")
         for key in ("tags", "description"):
             if key in given:
@@ -131,7 +141,17 @@ class _Door:
                 f"Model {model['name']}:{model['version']} is in use by endpoint {users[0]}."
             )
         self._twin.store.delete("model", _key(model))
+        model_source.forget(model)
         return Reply(200)
+
+    def _is_at(self, model: Body, uri: Any) -> bool:
+        """Whether an address is the model's own, in whichever form it is written."""
+        own = model["properties"]["modelUri"]
+        if uri in (None, own):
+            return True
+        place = model_source.resolve(self._twin, str(uri))
+        whole = store_uri(self._twin.site, place.datastore, place.path)
+        return bool(whole.rstrip("/") == own.rstrip("/"))
 
     def _found(self, call: Call) -> Body:
         self._twin.check_workspace(call.params)

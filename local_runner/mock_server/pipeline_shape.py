@@ -115,7 +115,7 @@ def _outputs(job: Body) -> dict[str, Any]:
     return {
         key: {
             "description": None,
-            "uri": f"azureml://datastores/{BLOB_STORE}/paths/{output_place(job, key)}"
+            "uri": f"azureml://datastores/{BLOB_STORE}/paths/{output_place(job['name'], key)}"
             if done
             else None,
             "mode": "ReadWriteMount",
