@@ -29,9 +29,10 @@ from local_runner.mock_server.errors import (
     blob_body,
     unauthorized,
 )
-from local_runner.mock_server.journal import Journal
+from local_runner.mock_server.journal import MAX_KEPT, Journal
 from local_runner.mock_server.names import Names
 from local_runner.mock_server.twin import Twin
+from local_runner.mock_server.upload import receive
 from local_runner.mock_server.wire import Call, Reply, Router
 
 MAX_BODY = 4 * 1024 * 1024
@@ -176,9 +177,11 @@ class App:
         if not self._blobs.takes_content(call):
             exchange.call = replace(call, body=await self._bodies.whole(request, MAX_BODY))
             return await run_in_threadpool(self._blobs.answer, exchange.call, None)
-        upload = self._twin.blobs.begin()
+        upload = self._blobs.begin(call)
         try:
-            exchange.sent = await self._bodies.onto(request, upload, MAX_BLOB)
+            exchange.sent = await receive(
+                self._bodies.pieces(request, MAX_BLOB), upload, keep=MAX_KEPT
+            )
             return await run_in_threadpool(self._blobs.answer, call, upload)
         except BaseException:
             upload.abandon()

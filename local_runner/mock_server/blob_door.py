@@ -1,28 +1,34 @@
-"""Azure Storage's blobs, path-style: put, blocks, metadata, head, ranged get, list, delete."""
+"""Azure Storage's blobs: put, blocks, copies, metadata, head, ranged get, list, delete."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
-import time
-import xml.etree.ElementTree as ET
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from email.utils import format_datetime
-from xml.sax.saxutils import escape, quoteattr
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from io import BufferedReader
+from urllib.parse import urlsplit
 
-from local_runner.mock_server.blobs import Blob, Upload
-from local_runner.mock_server.credentials import ACCOUNT
+from local_runner.mock_server import blob_words as words
+from local_runner.mock_server.blob_place import PREFIX, Place, admit, place_of
+from local_runner.mock_server.blobs import Blob
+from local_runner.mock_server.conditions import allow, not_found, not_modified
+from local_runner.mock_server.containers import Containers, not_served
 from local_runner.mock_server.errors import ServiceError
+from local_runner.mock_server.signatures import REPLACED, refusal
 from local_runner.mock_server.twin import Twin
-from local_runner.mock_server.wire import Call, Reply, whole_number
+from local_runner.mock_server.upload import Upload
+from local_runner.mock_server.wire import Call, Reply
 
-PREFIX = re.compile(rf"^/+{ACCOUNT}\.blob\.[^/]+/(?P<container>[^/]+)(?:/(?P<name>.+))?$")
-MAX_BLOB = 5 * 1024**3
-"""Bytes of one upload."""
-_MAX_LIST = 1024 * 1024
-_MAX_NAME = 1024
-_NEEDS = {"GET": "r", "HEAD": "r", "PUT": "cw", "DELETE": "d"}
+__all__ = ["MAX_BLOB", "PREFIX", "BlobDoor"]
+
+_MIB = 1024 * 1024
+MAX_BLOB = 5000 * _MIB
+_MAX_BLOCK = 4000 * _MIB
+"""Bytes of one upload, as on the service."""
+_MAX_HASHED_RANGE = 4 * _MIB
 
 
 class BlobDoor:
@@ -30,250 +36,288 @@ class BlobDoor:
 
     def __init__(self, twin: Twin) -> None:
         self._twin = twin
+        self._containers = Containers(twin)
 
     def admit(self, call: Call) -> None:
-        """Let in a SAS, or the bearer of a token.
+        """Let in who may do this.
 
         Raises:
-            ServiceError: 403 as storage says it.
+            ServiceError: 401 or 403 as storage says it.
         """
-        needs = "l" if call.query.get("comp") == "list" else _NEEDS.get(call.method, "r")
-        if "sig" in call.query:
-            fault = self._twin.secrets.sas_fault(call.query, needs=needs)
-        elif (given := call.headers.get("authorization", "")).startswith("Bearer "):
-            fault = self._twin.secrets.token_fault(given.removeprefix("Bearer "))
-        else:
-            fault = "No credentials were given."
-        if fault:
-            raise _refusal(
-                403, "AuthenticationFailed", f"Server failed to authenticate the request. {fault}"
-            )
+        admit(self._twin, call, place_of(call))
 
     def takes_content(self, call: Call) -> bool:
         """Whether the body is content to be kept, rather than something to read at once."""
-        return call.method == "PUT" and call.query.get("comp", "") in ("", "block")
+        kept = call.method == "PUT" and call.query.get("comp", "") in ("", "block")
+        return kept and "x-ms-copy-source" not in call.headers and bool(place_of(call).name)
+
+    def begin(self, call: Call) -> Upload:
+        """Room for the content that is coming; what is wrong by its headers is refused now."""
+        place, headers = place_of(call), call.headers
+        is_block = call.query.get("comp") == "block"
+        size = _announced(call, _MAX_BLOCK if is_block else MAX_BLOB)
+        words.md5_of(headers, "content-md5")
+        if not is_block:
+            kind = headers.get("x-ms-blob-type", "BlockBlob")
+            if kind != "BlockBlob":
+                raise refusal(400, "InvalidBlobType", f"{kind} is not served; BlockBlob is.")
+            words.label(headers)
+            return self._twin.blobs.begin()
+        _check_block(call.query.get("blockid", ""))
+        if not size:
+            raise refusal(400, "InvalidHeaderValue", "Content-Length: a block is not empty.")
+        return self._twin.blobs.drafts.begin(
+            place.container, place.name, size=size, hashed="content-md5" in headers
+        )
 
     def answer(self, call: Call, upload: Upload | None) -> Reply:
         """Do what the request asks; `upload` holds its content."""
-        container, name = _place(call.path)
-        if len(name or "") > _MAX_NAME:
-            raise _refusal(400, "OutOfRangeInput", f"A name has at most {_MAX_NAME} characters.")
-        what = (call.method, call.query.get("comp", ""))
-        if name is None:
-            if what == ("GET", "list"):
-                return self._list(container, call)
-            raise _refusal(
-                400, "InvalidQueryParameterValue", "Only comp=list works on a container."
-            )
+        place = place_of(call)
+        reply = self._answer(place, call, upload)
+        version = call.headers.get("x-ms-version")
+        headers = {**reply.headers, **({"x-ms-version": version} if version else {})}
+        return replace(reply, headers=headers)
+
+    def _answer(self, place: Place, call: Call, upload: Upload | None) -> Reply:
+        if not place.name or call.query.get("restype") == "account":
+            return self._containers.answer(place, call)
+        if "snapshot" in call.query or "versionid" in call.query:
+            raise not_served(call)
+        self._containers.check(place.container)
+        comp = call.query.get("comp", "")
         if call.method == "PUT":
-            return self._change(container, name, call, upload)
-        match what:
-            case ("HEAD", _):
-                return Reply(200, headers=_headers(self._found(container, name)))
+            return self._change(place, comp, call, upload)
+        match (call.method, comp):
+            case ("HEAD", "" | "metadata") | ("GET", "metadata"):
+                return self._head(place, call)
             case ("GET", ""):
-                return self._get(container, name, call)
-            case ("DELETE", _):
-                self._twin.blobs.delete(self._found(container, name))
-                return Reply(202)
+                return self._get(place, call)
+            case ("GET", "blocklist"):
+                return self._blocks(place, call)
+            case ("DELETE", ""):
+                return self._delete(place, call)
             case _:
-                raise _refusal(
-                    400, "UnsupportedOperation", f"{what[0]} comp={what[1]} is not served."
-                )
+                raise not_served(call)
 
-    def _change(self, container: str, name: str, call: Call, upload: Upload | None) -> Reply:
-        match call.query.get("comp", ""):
+    def _change(self, place: Place, comp: str, call: Call, upload: Upload | None) -> Reply:
+        match comp:
             case "" if upload is not None:
-                return self._put(container, name, call, upload)
+                return self._put(place, call, upload)
+            case "":
+                return self._copy(place, call)
             case "block" if upload is not None:
-                return self._put_block(container, name, call, upload)
+                return self._put_block(place, call, upload)
             case "blocklist":
-                return self._put_list(container, name, call)
+                return self._put_list(place, call)
             case "metadata":
-                return self._put_metadata(container, name, call)
-            case comp:
-                raise _refusal(400, "UnsupportedOperation", f"PUT comp={comp} is not served.")
+                return self._set(place, call, metadata=words.metadata(call.headers))
+            case "properties":
+                md5 = words.md5_of(call.headers, "x-ms-blob-content-md5")
+                return self._set(place, call, headers=words.blob_headers(call.headers), md5=md5)
+            case "tier":
+                return self._set(place, call, tier=words.tier(call.headers))
+            case _:
+                raise not_served(call)
 
-    def _found(self, container: str, name: str) -> Blob:
-        blob = self._twin.blobs.get(container, name)
+    def _delete(self, place: Place, call: Call) -> Reply:
+        check = allow(call.headers, made=False)
+        self._twin.blobs.delete(self._found(place), allow=check)
+        return Reply(202, headers={"x-ms-delete-type-permanent": "true"})
+
+    def _found(self, place: Place) -> Blob:
+        blob = self._twin.blobs.get(place.container, place.name)
         if blob is None:
-            raise _not_found()
+            raise not_found()
         return blob
 
-    def _put(self, container: str, name: str, call: Call, upload: Upload) -> Reply:
-        kind = call.headers.get("x-ms-blob-type", "BlockBlob")
-        if kind != "BlockBlob":
-            raise _refusal(400, "InvalidBlobType", f"{kind} is not served; BlockBlob is.")
-        metadata = _metadata(call.headers)
-        blob = self._twin.blobs.commit(container, name, upload, metadata, allow=_allow(call))
-        return _created(blob)
+    def _put(self, place: Place, call: Call, upload: Upload) -> Reply:
+        words.check_md5(call.headers, upload.finish(), "content-md5", "x-ms-blob-content-md5")
+        blob = self._twin.blobs.commit(
+            place.container,
+            place.name,
+            upload,
+            words.label(call.headers),
+            allow=allow(call.headers, made=True),
+        )
+        return Reply(201, headers=words.written(blob))
 
-    def _put_block(self, container: str, name: str, call: Call, upload: Upload) -> Reply:
+    def _put_block(self, place: Place, call: Call, upload: Upload) -> Reply:
+        md5 = upload.finish()
+        words.check_md5(call.headers, md5, "content-md5")
         block = call.query.get("blockid", "")
-        try:
-            valid = 0 < len(base64.b64decode(block, validate=True)) <= 64
-        except ValueError:
-            valid = False
-        if not valid:
-            raise _refusal(400, "InvalidBlobOrBlock", "blockid must be base64 of 1 to 64 bytes.")
-        self._twin.blobs.put_block(container, name, block, upload)
-        return Reply(201, headers={"x-ms-request-server-encrypted": "true"})
+        self._twin.blobs.drafts.keep(place.container, place.name, block, upload)
+        upload.close()
+        headers = {"x-ms-request-server-encrypted": "true"}
+        return Reply(201, headers=headers | ({"Content-MD5": md5} if md5 else {}))
 
-    def _put_list(self, container: str, name: str, call: Call) -> Reply:
-        text = call.body.decode("utf-8", "replace")
-        if len(text) > _MAX_LIST * 8 or "<!" in text:
-            raise _refusal(400, "InvalidXmlDocument", "The block list is not plain XML.")
-        try:
-            blocks = [item.text or "" for item in ET.fromstring(text)]  # noqa: S314 - no DTD gets here
-        except ET.ParseError as error:
-            raise _refusal(400, "InvalidXmlDocument", str(error)) from error
-        metadata = _metadata(call.headers)
+    def _put_list(self, place: Place, call: Call) -> Reply:
+        body_md5 = hashlib.md5(call.body, usedforsecurity=False).digest()
+        words.check_md5(call.headers, base64.b64encode(body_md5).decode(), "content-md5")
+        label = words.label(call.headers)
         try:
             blob = self._twin.blobs.commit_blocks(
-                container, name, blocks, metadata, allow=_allow(call)
+                place.container,
+                place.name,
+                words.wanted_blocks(call.body),
+                replace(label, headers=words.blob_headers(call.headers)),
+                allow=allow(call.headers, made=True),
             )
         except KeyError as error:
-            raise _refusal(
-                400, "InvalidBlockList", "A block of the list was never sent."
+            raise refusal(
+                400, "InvalidBlockList", "The specified block list is invalid."
             ) from error
-        return _created(blob)
+        return Reply(201, headers=words.written(blob))
 
-    def _put_metadata(self, container: str, name: str, call: Call) -> Reply:
-        blob = self._twin.blobs.set_metadata(self._found(container, name), _metadata(call.headers))
-        return Reply(200, headers={"ETag": blob.etag, "Last-Modified": _date(blob.modified)})
+    def _set(self, place: Place, call: Call, **fields: object) -> Reply:
+        check = allow(call.headers, made=False)
+        blob = self._twin.blobs.change(self._found(place), allow=check, **fields)
+        return Reply(200, headers=words.written(blob))
 
-    def _get(self, container: str, name: str, call: Call) -> Reply:
-        # Opened while nobody can put another content in its place: a job's log grows as it is read.
-        found = self._twin.blobs.open(container, name)
-        if found is None:
-            raise _not_found()
-        blob, content = found
-        headers = _headers(blob)
-        kind = "application/octet-stream"
-        given = call.headers.get("x-ms-range") or call.headers.get("range")
-        if not given:
-            return Reply(200, content, headers, kind)
-        match = re.fullmatch(r"bytes=([0-9]{1,18})-([0-9]{0,18})", given)
-        start = int(match[1]) if match else blob.size
-        stop = min(int(match[2]) if match and match[2] else blob.size - 1, blob.size - 1)
-        if start > stop:
-            content.close()
-            raise ServiceError(
-                416,
-                "InvalidRange",
-                "The range specified is invalid for the current size of the resource.",
-                headers={
-                    "x-ms-error-code": "InvalidRange",
-                    "Content-Range": f"bytes */{blob.size}",
-                },
-            )
-        headers |= {"Content-Range": f"bytes {start}-{stop}/{blob.size}"}
-        headers["Content-Length"] = str(stop - start + 1)
-        headers.pop("Content-MD5")
-        return Reply(206, content, headers, kind, span=(start, stop))
-
-    def _list(self, container: str, call: Call) -> Reply:
-        prefix, cut = call.query.get("prefix", ""), call.query.get("delimiter", "")
-        after, most = call.query.get("marker", ""), call.query.get("maxresults")
-        limit = min(whole_number(most) or 5000, 5000)
-        entries: dict[str, Blob | None] = {}
-        for blob in self._twin.blobs.list(container, prefix):
-            rest = blob.name[len(prefix) :]
-            if cut and cut in rest:
-                entries[prefix + rest[: rest.index(cut) + len(cut)]] = None
-            else:
-                entries[blob.name] = blob
-        names = [name for name in sorted(entries) if name > after]
-        marker = names[limit - 1] if len(names) > limit else ""
-        rows = "".join(_row(name, entries[name]) for name in names[:limit])
-        body = (
-            '<?xml version="1.0" encoding="utf-8"?>'
-            f"<EnumerationResults ContainerName={quoteattr(container)}><Prefix>{escape(prefix)}</Prefix>"
-            f"<Delimiter>{escape(cut)}</Delimiter><Blobs>{rows}</Blobs>"
-            f"<NextMarker>{escape(marker)}</NextMarker></EnumerationResults>"
+    def _copy(self, place: Place, call: Call) -> Reply:
+        """Copy a blob of this account. Nothing is elsewhere, so it is done at once."""
+        source = self._source(call)
+        label = words.label(call.headers)
+        if not label.metadata:
+            label = replace(label, metadata=source.metadata)
+        blob = self._twin.blobs.copy(
+            source,
+            place.container,
+            place.name,
+            replace(label, headers=words.blob_headers(call.headers) or source.headers),
+            allow=allow(call.headers, made=True),
         )
-        return Reply(200, body, media_type="application/xml")
+        headers = words.written(blob)
+        headers |= {"x-ms-copy-id": str(uuid.uuid4()), "x-ms-copy-status": "success"}
+        return Reply(201 if "x-ms-blob-type" in call.headers else 202, headers=headers)
+
+    def _source(self, call: Call) -> Blob:
+        """The blob to copy, which the request must be allowed to read."""
+        url = urlsplit(call.headers["x-ms-copy-source"])
+        target = f"{url.path}?{url.query}"
+        headers = {"host": url.netloc}
+        if (
+            url.query == "" and "sig" not in call.query
+        ):  # the caller's own right counts in its account
+            headers["authorization"] = "none"
+        reading = Call("GET", url.path, {}, {}, headers, target=target, client=call.client)
+        place = place_of(reading)
+        if not place.name or (place.account == "" and not url.netloc.startswith(_HOST)):
+            raise refusal(404, "CannotVerifyCopySource", "Only this account's blobs are copied.")
+        if "authorization" not in headers:
+            admit(self._twin, reading, place)
+        return self._found(place)
+
+    def _head(self, place: Place, call: Call) -> Reply:
+        blob = self._found(place)
+        if not_modified(call.headers, blob):
+            return _unchanged(blob)
+        headers = words.headers_of(blob)
+        if call.method == "GET":  # comp=metadata has no body
+            del headers["Content-Length"]
+        return Reply(200, headers=headers)
+
+    def _blocks(self, place: Place, call: Call) -> Reply:
+        committed, waiting = self._twin.blobs.blocks(place.container, place.name)
+        blob = self._twin.blobs.get(place.container, place.name)
+        if blob is None and not waiting:
+            raise not_found()
+        asked = call.query.get("blocklisttype", "committed").lower()
+        headers = {"x-ms-blob-content-length": str(blob.size if blob else 0)}
+        if blob:
+            headers |= {"ETag": blob.etag, "Last-Modified": words.date(blob.modified)}
+        body = words.block_list(asked, committed, waiting)
+        return Reply(200, body, headers, media_type="application/xml")
+
+    def _get(self, place: Place, call: Call) -> Reply:
+        # Opened while nobody can put another content in its place: a job's log grows as it is read.
+        found = self._twin.blobs.open(place.container, place.name)
+        if found is None:
+            raise not_found()
+        blob, content = found
+        try:
+            if not_modified(call.headers, blob):
+                content.close()
+                return _unchanged(blob)
+            return _sent(blob, content, call)
+        except BaseException:
+            content.close()
+            raise
 
 
-def _allow(call: Call) -> Callable[[Blob | None], None]:
-    """Raises where a condition in the headers is not met by the blob that is there."""
-    unless, only = call.headers.get("if-none-match"), call.headers.get("if-match")
-
-    def check(blob: Blob | None) -> None:
-        if unless == "*" and blob is not None:
-            raise _refusal(409, "BlobAlreadyExists", "The specified blob already exists.")
-        same = blob is not None and only in ("*", blob.etag)
-        if (only and not same) or (unless and blob is not None and unless == blob.etag):
-            raise _refusal(412, "ConditionNotMet", "The condition in a header is not met.")
-
-    return check
+_HOST = "mockacct.blob."
 
 
-def _place(path: str) -> tuple[str, str | None]:
-    match = PREFIX.match(path)
-    assert match is not None  # noqa: S101 - the app asked before it came here
-    return match["container"], match["name"]
+def _sent(blob: Blob, content: BufferedReader, call: Call) -> Reply:
+    headers = words.headers_of(blob)
+    if "sr" in call.query:  # a service SAS may say what the reply is to be called
+        headers |= {name: call.query[word] for word, name in REPLACED.items() if word in call.query}
+    span = _span(call.headers, blob.size)
+    if span is None:
+        return Reply(200, content, headers)
+    start, stop = span
+    size = stop - start + 1
+    headers |= {"Content-Range": f"bytes {start}-{stop}/{blob.size}", "Content-Length": str(size)}
+    if whole := headers.pop("Content-MD5", ""):
+        headers["x-ms-blob-content-md5"] = whole
+    if call.headers.get("x-ms-range-get-content-md5", "").lower() == "true":
+        headers["Content-MD5"] = _md5(content, start, size)
+    return Reply(206, content, headers, span=span)
 
 
-def _row(name: str, blob: Blob | None) -> str:
-    if blob is None:
-        return f"<BlobPrefix><Name>{escape(name)}</Name></BlobPrefix>"
-    metadata = "".join(f"<{key}>{escape(value)}</{key}>" for key, value in blob.metadata.items())
-    return (
-        f"<Blob><Name>{escape(name)}</Name><Properties>"
-        f"<Creation-Time>{_date(blob.modified)}</Creation-Time>"
-        f"<Last-Modified>{_date(blob.modified)}</Last-Modified><Etag>{escape(blob.etag)}</Etag>"
-        f"<Content-Length>{blob.size}</Content-Length><Content-Type>application/octet-stream</Content-Type>"
-        f"<Content-MD5>{blob.md5}</Content-MD5><BlobType>BlockBlob</BlobType>"
-        f"</Properties><Metadata>{metadata}</Metadata></Blob>"
-    )
+def _md5(content: BufferedReader, start: int, size: int) -> str:
+    if size > _MAX_HASHED_RANGE:
+        raise refusal(
+            400, "InvalidHeaderValue", "x-ms-range-get-content-md5: only for ranges up to 4 MiB."
+        )
+    content.seek(start)
+    digest = hashlib.md5(content.read(size), usedforsecurity=False).digest()
+    content.seek(0)
+    return base64.b64encode(digest).decode()
 
 
-def _headers(blob: Blob) -> dict[str, str]:
-    headers = {
-        "ETag": blob.etag,
-        "Last-Modified": _date(blob.modified),
-        "Content-Length": str(blob.size),
-        "Content-MD5": blob.md5,
-        "Accept-Ranges": "bytes",
-        "x-ms-blob-type": "BlockBlob",
-        "x-ms-creation-time": _date(blob.modified),
-        "x-ms-lease-status": "unlocked",
-        "x-ms-lease-state": "available",
-        "x-ms-server-encrypted": "true",
-    }
-    return headers | {f"x-ms-meta-{key}": value for key, value in blob.metadata.items()}
+def _span(headers: Mapping[str, str], size: int) -> tuple[int, int] | None:
+    """First and last byte that are asked for; None: all."""
+    given = headers.get("x-ms-range") or headers.get("range")
+    if not given:
+        return None
+    match = re.fullmatch(r"bytes=([0-9]{1,18})-([0-9]{0,18})", given)
+    start = int(match[1]) if match else size
+    stop = min(int(match[2]) if match and match[2] else size - 1, size - 1)
+    if start > stop:
+        raise ServiceError(
+            416,
+            "InvalidRange",
+            "The range specified is invalid for the current size of the resource.",
+            headers={"x-ms-error-code": "InvalidRange", "Content-Range": f"bytes */{size}"},
+        )
+    return start, stop
 
 
-def _created(blob: Blob) -> Reply:
-    return Reply(
-        201,
-        headers={
-            "ETag": blob.etag,
-            "Last-Modified": _date(blob.modified),
-            "Content-MD5": blob.md5,
-            "x-ms-request-server-encrypted": "true",
-        },
-    )
+def _unchanged(blob: Blob) -> Reply:
+    headers = {"ETag": blob.etag, "Last-Modified": words.date(blob.modified)}
+    return Reply(304, headers=headers | {"x-ms-error-code": "ConditionNotMet"})
 
 
-def _metadata(headers: Mapping[str, str]) -> dict[str, str]:
-    found = {
-        key.removeprefix("x-ms-meta-"): value
-        for key, value in headers.items()
-        if key.startswith("x-ms-meta-")
-    }
-    if bad := [key for key in found if not re.fullmatch(r"[a-z_][a-z0-9_]*", key)]:
-        raise _refusal(400, "InvalidMetadata", f"{bad[0]!r} is not a metadata name.")
-    return found
+def _announced(call: Call, most: int) -> int:
+    """How many bytes are coming."""
+    given = call.headers.get("content-length", "")
+    if "x-ms-structured-body" in call.headers:
+        raise refusal(400, "UnsupportedHeader", "x-ms-structured-body is not served by the mock.")
+    if not re.fullmatch("[0-9]{1,18}", given):
+        raise refusal(411, "MissingContentLengthHeader", "Content-Length was not specified.")
+    if int(given) > most:
+        raise refusal(
+            413,
+            "RequestBodyTooLarge",
+            f"The request body is too large and exceeds the maximum permissible limit of {most:,}.",
+        )
+    return int(given)
 
 
-def _not_found() -> ServiceError:
-    return _refusal(404, "BlobNotFound", "The specified blob does not exist.")
-
-
-def _refusal(status: int, code: str, message: str) -> ServiceError:
-    return ServiceError(status, code, message, headers={"x-ms-error-code": code})
-
-
-def _date(seconds: float) -> str:
-    return format_datetime(datetime.fromtimestamp(seconds or time.time(), tz=UTC), usegmt=True)
+def _check_block(block: str) -> None:
+    try:
+        valid = 0 < len(base64.b64decode(block, validate=True)) <= 64
+    except ValueError:
+        valid = False
+    if not valid:
+        raise refusal(400, "InvalidQueryParameterValue", "blockid must be base64 of 1 to 64 bytes.")

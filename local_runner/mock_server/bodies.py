@@ -1,18 +1,15 @@
-"""Request bodies: read whole or onto the disk, with an end to their length and to the patience with them."""
+"""Request bodies, with an end to their length and to the patience with those who send them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import anyio
-import anyio.to_thread
 from starlette.requests import Request
 
-from local_runner.mock_server.blobs import Upload
 from local_runner.mock_server.errors import ServiceError
-from local_runner.mock_server.journal import MAX_KEPT
 
 _SLOWEST = 1024
 """Bytes a second that are too few to go on waiting for."""
@@ -36,27 +33,19 @@ class Bodies:
             return b""
         if length.isdigit() and int(length) > limit:
             raise _too_long(limit)
-        return b"".join([part async for part in self._pieces(request, limit)])
-
-    async def onto(self, request: Request, upload: Upload, limit: int) -> Sequence[bytes]:
-        """Write the body to the disk; returns its parts where they are few enough to be recorded."""
-        size, kept = 0, []
-        async for part in self._pieces(request, limit):
-            size += len(part)
-            if size <= MAX_KEPT:
-                kept.append(part)
-            if len(part) > 64 * 1024:
-                await anyio.to_thread.run_sync(upload.write, part)
-            elif part:
-                upload.write(part)
-        return kept if size <= MAX_KEPT else ()
+        return b"".join([part async for part in self.pieces(request, limit)])
 
     async def drain(self, request: Request, limit: int) -> None:
         """Read the body and keep nothing."""
-        async for _ in self._pieces(request, limit):
+        async for _ in self.pieces(request, limit):
             pass
 
-    async def _pieces(self, request: Request, limit: int) -> AsyncIterator[bytes]:
+    async def pieces(self, request: Request, limit: int) -> AsyncIterator[bytes]:
+        """The body as it comes.
+
+        Raises:
+            ServiceError: it is longer than the limit, or comes too slowly.
+        """
         size, began = 0, time.monotonic()
         stream = request.stream()
         while True:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import base64
-import datetime as dt
 import hashlib
 import hmac
 import json
 import secrets
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import urlencode
 
+from local_runner.mock_server.signatures import issue_sas
 from maas_client.spec.rundir import read_json
 
 TENANT = "00000000-aaaa-bbbb-cccc-000000000001"
 TOKEN_SECONDS = 3600
 ACCOUNT = "mockacct"
-_SIGNED = ("sp", "ss", "srt", "st", "se", "sip", "spr", "sv", "ses")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -63,37 +60,8 @@ class Secrets:
 
     def sas(self, *, permissions: str, hours: float = 24.0) -> str:
         """An account SAS, without a question mark."""
-        ends = dt.datetime.now(tz=dt.UTC) + dt.timedelta(hours=hours)
-        query = {
-            "sv": "2022-11-02",
-            "ss": "bf",
-            "srt": "sco",
-            "sp": permissions,
-            "se": ends.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "spr": "https",
-        }
-        return urlencode(query | {"sig": self._signature(query)})
-
-    def sas_fault(self, query: Mapping[str, str], *, needs: str) -> str:
-        """What is wrong with a SAS for an operation that needs one of `needs`; empty if nothing is."""
-        given = query.get("sig", "")
-        if not hmac.compare_digest(self._signature(query).encode(), given.encode()):
-            return "Signature did not match."
-        try:
-            ends = dt.datetime.strptime(query.get("se", ""), "%Y-%m-%dT%H:%M:%SZ").replace(
-                tzinfo=dt.UTC
-            )
-        except ValueError:
-            return "se is mandatory."
-        if ends < dt.datetime.now(tz=dt.UTC):
-            return "Signature is not valid in the specified time frame."
-        if not set(needs) & set(query.get("sp", "")):
-            return "This request is not authorized to perform this operation using this permission."
-        return ""
-
-    def _signature(self, query: Mapping[str, str]) -> str:
-        text = "\n".join([ACCOUNT, *(query.get(key, "") for key in _SIGNED), ""])
-        return base64.b64encode(self._mac(self.storage_key, text)).decode()
+        until = time.time() + hours * 3600
+        return issue_sas(ACCOUNT, self.storage_key, permissions=permissions, until=until)
 
     @staticmethod
     def _mac(key: str, text: str) -> bytes:

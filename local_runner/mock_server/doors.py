@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from local_runner.mock_server import (
     chat_door,
+    component_door,
+    compute_door,
     control_door,
+    data_door,
     endpoint_door,
     job_door,
+    marketplace_door,
     model_door,
+    registry_door,
     workspace_door,
 )
 from local_runner.mock_server.app import App
@@ -22,8 +27,13 @@ def make_router(twin: Twin, worker: Worker, journal: Journal) -> Router:
     return Router(
         [
             *workspace_door.routes(twin),
+            *registry_door.routes(twin),
+            *data_door.routes(twin),
+            *component_door.routes(twin),
+            *compute_door.routes(twin),
             *job_door.routes(twin, worker),
             *model_door.routes(twin),
+            *marketplace_door.routes(twin),
             *endpoint_door.routes(twin),
             *chat_door.routes(twin),
             *control_door.routes(twin, worker, journal),

@@ -7,35 +7,73 @@ import re
 import time
 from typing import Any
 
+from local_runner.mock_server import marketplace_door
 from local_runner.mock_server.errors import conflict, not_found, user_error
+from local_runner.mock_server.lifecycle import LIVE
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import LRO_PACE, WORKSPACE, Twin, system_data
 from local_runner.mock_server.wire import Call, Reply, Route
-from maas_client.spec.catalog import find_model
+from maas_client.spec.catalog import ModelEntry, find_model
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9-]{1,50}[a-zA-Z0-9]")
-_OPERATIONS = (
-    "/subscriptions/{sub}/providers/Microsoft.MachineLearningServices"
-    "/locations/{region}/mfeOperationsStatus/{operation}"
-)
+_LOCATION = "/subscriptions/{sub}/providers/Microsoft.MachineLearningServices/locations/{region}"
+_OPERATIONS = f"{_LOCATION}/mfeOperationsStatus/{{operation}}"
+_RESULTS = f"{_LOCATION}/mfeOperationResults/{{operation}}"
 _KEY_LENGTH = 8
-_PROVISIONING = {"Online": "Succeeded", "Creating": "Creating", "CreationFailed": "Failed"}
-_DEPLOY_SECONDS = 0.3
-"""How long an endpoint is Creating at least; the model is loaded meanwhile."""
+_PROVISIONING = {
+    "Online": "Succeeded",
+    "Creating": "Creating",
+    "CreationFailed": "Failed",
+    "Deleting": "Deleting",
+}
+_DEPLOY_SECONDS, _LEAVE_SECONDS = 0.3, 0.2
+"""How long an endpoint is Creating at least, while the model is loaded; and how long it is Deleting."""
+_ENDPOINT = {
+    "type": "object",
+    "required": ["properties"],
+    "properties": {
+        "location": {"type": "string"},
+        "sku": {"type": "object"},
+        "tags": {"type": ["object", "null"]},
+        "properties": {
+            "type": "object",
+            "required": ["modelSettings"],
+            "properties": {
+                "authMode": {"enum": ["Key"]},
+                "modelSettings": {
+                    "type": "object",
+                    "required": ["modelId"],
+                    "properties": {"modelId": {"type": "string"}},
+                },
+            },
+        },
+    },
+}
+_KEYS = {
+    "type": "object",
+    "required": ["keyType"],
+    "properties": {
+        "keyType": {"enum": ["Primary", "Secondary"]},
+        "keyValue": {"type": ["string", "null"], "minLength": _KEY_LENGTH},
+    },
+}
 
 
 def routes(twin: Twin) -> list[Route]:
     """The routes of this door."""
     door = _Door(twin)
-    one = f"{WORKSPACE}/serverlessEndpoints/{{name}}"
+    every = f"{WORKSPACE}/serverlessEndpoints"
+    one, verbs = f"{every}/{{name}}", "serverless_endpoints"
+    renew = f"{verbs}.begin_regenerate_keys"
     return [
-        Route("PUT", one, door.put),
-        Route("GET", one, door.get),
-        Route("GET", f"{WORKSPACE}/serverlessEndpoints", door.list),
-        Route("DELETE", one, door.delete),
-        Route("POST", f"{one}/listKeys", door.keys),
-        Route("POST", f"{one}/regenerateKeys", door.regenerate),
-        Route("GET", _OPERATIONS, door.operation),
+        Route("PUT", one, door.put, call=f"{verbs}.begin_create_or_update", body=_ENDPOINT),
+        Route("GET", one, door.get, call=f"{verbs}.get"),
+        Route("GET", every, door.list, call=f"{verbs}.list"),
+        Route("DELETE", one, door.delete, call=f"{verbs}.begin_delete"),
+        Route("POST", f"{one}/listKeys", door.keys, call=f"{verbs}.get_keys"),
+        Route("POST", f"{one}/regenerateKeys", door.regenerate, call=renew, body=_KEYS),
+        Route("GET", _OPERATIONS, door.operation, call="LROPoller.result"),
+        Route("GET", _RESULTS, door.result, call="LROPoller.result"),
     ]
 
 
@@ -61,6 +99,8 @@ class _Door:
                 raise conflict(f"Endpoint {name} already serves another model.")
             if before is None:
                 self._refuse_second(name, model)
+                self._twin.controls.check("endpoints", self._twin.store.count("endpoint"))
+                self._twin.store.delete("leaving", key)
                 self._twin.store.put("endpoint", key, _body(self._twin, name, model_id, model))
             endpoint = self._twin.store.get("endpoint", key) or {}
         self._twin.speaker.warm_up(endpoint["base_model"])
@@ -80,8 +120,13 @@ class _Door:
         found = self._twin.store.get("operation", operation)
         if found is None:
             raise not_found("Operation", operation)
-        endpoint = self._twin.store.get("endpoint", found["endpoint"])
         body: dict[str, Any] = {"id": call.path, "name": operation, "status": "Succeeded"}
+        if "marketplace" in found:
+            bought = self._twin.store.get("marketplace", found["marketplace"])
+            if bought is not None and marketplace_door.status(bought) != "Subscribed":
+                return Reply(body=body | {"status": "InProgress"}, headers=LRO_PACE)
+            return Reply(body=body if bought else body | {"status": "Canceled"})
+        endpoint = self._twin.store.get("endpoint", found.get("endpoint", ""))
         if endpoint is None:
             body["status"] = "Canceled"
         else:
@@ -94,7 +139,30 @@ class _Door:
                     body["error"] = {"code": "DeploymentFailed", "message": words, "details": []}
         return Reply(body=body)
 
+    def result(self, call: Call) -> Reply:
+        """How far a cancellation or a deletion is."""
+        operation = call.params["operation"]
+        kind, _, name = operation.partition(":")
+        found = self._twin.store.get("operation", operation)
+        if kind == "cancel":
+            job = self._twin.store.get("job", name.lower())
+            going_on = job is not None and job["state"] in LIVE
+        elif found is not None:
+            going_on = time.time() < found.get("ends", 0)
+        else:
+            raise not_found("Operation", operation)
+        if not going_on:
+            return Reply(200)
+        version = call.query.get("api-version", "")
+        url = f"{self._twin.site.url}{call.path}?api-version={version}"
+        return Reply(202, headers={"Location": url, **LRO_PACE})
+
     def get(self, call: Call) -> Reply:
+        self._twin.check_workspace(call.params)
+        key = call.params["name"].lower()
+        leaving = self._twin.store.get("leaving", key)
+        if leaving and time.time() < leaving["ends"] and not self._twin.store.get("endpoint", key):
+            return Reply(body=self._shown(leaving["endpoint"], state="Deleting"))
         return Reply(body=self._shown(self._found(call)))
 
     def list(self, call: Call) -> Reply:
@@ -103,13 +171,21 @@ class _Door:
         return Reply(body={"value": found, "nextLink": None})
 
     def delete(self, call: Call) -> Reply:
+        """It answers no more and its model is free at once; for a moment it is still shown."""
         self._twin.check_workspace(call.params)
-        name = call.params["name"]
-        if not self._twin.store.delete("endpoint", name.lower()):
-            return Reply(204)
+        key = call.params["name"].lower()
+        ends = time.time() + _LEAVE_SECONDS
+        operation = self._twin.operation_id()
+        with self._twin.store.transaction():
+            endpoint = self._twin.store.get("endpoint", key)
+            if endpoint is None:
+                return Reply(204)
+            self._twin.store.delete("endpoint", key)
+            self._twin.store.put("leaving", key, {"endpoint": endpoint, "ends": ends})
+            self._twin.store.put("operation", operation, {"ends": ends})
         version = call.query.get("api-version", "2024-01-01-preview")
-        operation = f"mfeOperationResults/undeploy:{name}"
-        url = self._twin.site.operation_url(operation, version=version)
+        path = f"mfeOperationResults/{operation}"
+        url = self._twin.site.operation_url(path, version=version)
         return Reply(202, headers={"Location": url, **LRO_PACE})
 
     def keys(self, call: Call) -> Reply:
@@ -149,15 +225,8 @@ class _Door:
         if match is None:
             raise user_error(f"modelId {model_id!r} is not a model.", inner="InvalidModelId")
         if "/registries/" in model_id:
-            entry = find_model(match[1])
-            if entry is None:
-                raise not_found("Model", match[1])
-            base: Body = {
-                "name": entry.name,
-                "version": None,
-                "base_model": entry.name,
-                "key": entry.name,
-            }
+            entry: ModelEntry | None
+            entry, base = _of_registry(match[1], match[2])
         else:
             if match[2] is None:
                 raise user_error(f"modelId {model_id!r} has no version.", inner="InvalidModelId")
@@ -182,8 +251,8 @@ class _Door:
             raise not_found("Serverless endpoint", call.params["name"])
         return endpoint
 
-    def _shown(self, endpoint: Body) -> dict[str, Any]:
-        site, state = self._twin.site, _state(self._twin, endpoint)
+    def _shown(self, endpoint: Body, state: str = "") -> dict[str, Any]:
+        site, state = self._twin.site, state or _state(self._twin, endpoint)
         return {
             "id": self._twin.arm_id("serverlessEndpoints", endpoint["name"]),
             "name": endpoint["name"],
@@ -205,6 +274,20 @@ class _Door:
                 "contentSafety": {"contentSafetyStatus": "Enabled"},
             },
         }
+
+
+def _of_registry(name: str, version: str | None) -> tuple[ModelEntry, Body]:
+    entry = find_model(name)
+    if entry is None:
+        raise not_found("Model", name)
+    if version is not None and version not in entry.versions:
+        raise not_found("Model", f"{entry.name}:{version}")
+    return entry, {
+        "name": entry.name,
+        "version": None,
+        "base_model": entry.name,
+        "key": entry.name,
+    }
 
 
 def _state(twin: Twin, endpoint: Body) -> str:

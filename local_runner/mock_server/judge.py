@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from local_runner.mock_server import managed
 from local_runner.mock_server import twin as world
 from local_runner.mock_server.errors import ServiceError, not_found, user_error
 from local_runner.mock_server.twin import Twin
@@ -24,6 +25,7 @@ _INNER = {
     "output_name": "MissingOutputName",
     "refused": "InvalidHyperParameter",
 }
+_TIERS = {tier.lower(): tier for tier in ("Null", "Spot", "Basic", "Standard", "Premium")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Accepted:
     entry: ModelEntry
     data: dict[str, Path]
     """`training_data`, and `validation_data` where there is some."""
+    pipeline: dict[str, Any] | None = None
+    """What is remembered of the pipeline that asked for it."""
 
 
 def judge(twin: Twin, name: str, properties: dict[str, Any], folder: Path) -> Accepted:
@@ -49,13 +53,22 @@ def judge(twin: Twin, name: str, properties: dict[str, Any], folder: Path) -> Ac
     Raises:
         ServiceError: with the service's status, codes and text.
     """
-    job = _job(name, properties)
+    return accept(twin, _job(name, properties), folder)
+
+
+def accept(twin: Twin, job: FineTuningJob, folder: Path) -> Accepted:
+    """Accept a job in our own words, or refuse it as the service would.
+
+    Raises:
+        ServiceError: with the service's status, codes and text.
+    """
     entry = _entry(twin, job)
+    managed.check(twin, job, entry)
     data = {}
     for key, word in (("training_data", "trainingData"), ("validation_data", "validationData")):
         if (source := getattr(job, key)) is not None:
             data[key] = folder / f"{key}.jsonl"
-            _take(twin, source.path, word, data[key])
+            take(twin, source.path, word, data[key])
     plans = {key: _checked(path, job.task) for key, path in data.items()}
     try:
         make_plan(
@@ -119,6 +132,15 @@ def _job(name: str, properties: dict[str, Any]) -> FineTuningJob:
         "resources": _resources(properties.get("resources")),
         "queue_settings": _queue(properties.get("queueSettings")),
     }
+    return read_job(raw)
+
+
+def read_job(raw: dict[str, Any]) -> FineTuningJob:
+    """A job file's words as a job.
+
+    Raises:
+        ServiceError: they make none.
+    """
     _check_knobs(raw["hyperparameters"])
     try:
         return FineTuningJob.model_validate(raw)
@@ -169,6 +191,11 @@ def _resources(raw: Any) -> dict[str, Any] | None:
 
 def _queue(raw: Any) -> dict[str, Any] | None:
     tier = raw.get("jobTier") if isinstance(raw, dict) else None
+    if tier and str(tier).lower() not in _TIERS:
+        raise user_error(
+            f"queueSettings.jobTier {tier!r} is none of {', '.join(_TIERS.values())}.",
+            inner="InvalidJobTier",
+        )
     return {"job_tier": tier} if tier else None
 
 
@@ -202,8 +229,12 @@ def _entry(twin: Twin, job: FineTuningJob) -> ModelEntry:
     return entry
 
 
-def _take(twin: Twin, uri: str, name: str, target: Path) -> None:
-    """Link the rows that a reference names."""
+def take(twin: Twin, uri: str, name: str, target: Path) -> None:
+    """Link the rows that a reference names.
+
+    Raises:
+        ServiceError: there are none.
+    """
     if match := re.search(r"/data/([^/]+)/versions/([^/]+)$", uri):
         asset = twin.store.get("data", f"{match[1]}/{match[2]}".lower())
         if asset is None:

@@ -1,32 +1,49 @@
-"""Registered models, and marketplace subscriptions."""
+"""Registered models: containers and their versions, listed, archived, deleted."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from local_runner.mock_server.errors import conflict, not_found, user_error
+from local_runner.mock_server import model_source
+from local_runner.mock_server.errors import conflict, not_found
+from local_runner.mock_server.registration import store_uri
 from local_runner.mock_server.store import Body
-from local_runner.mock_server.twin import LRO_PACE, WORKSPACE, Twin, system_data
-from local_runner.mock_server.wire import Call, Reply, Route, whole_number
-from maas_client.spec.catalog import find_model
+from local_runner.mock_server.twin import WORKSPACE, Twin, system_data
+from local_runner.mock_server.wire import Call, Reply, Route, archived_wanted, whole_number
+
+_TEXT, _MAP = {"type": ["string", "null"]}, {"type": ["object", "null"]}
+_CHANGE = {
+    "type": "object",
+    "required": ["properties"],
+    "properties": {
+        "properties": {
+            "type": "object",
+            "properties": {
+                "isArchived": {"type": ["boolean", "null"]},
+                "description": _TEXT,
+                "tags": _MAP,
+                "properties": _MAP,
+                "modelUri": _TEXT,
+                "modelType": _TEXT,
+            },
+        }
+    },
+}
 
 
 def routes(twin: Twin) -> list[Route]:
     """The routes of this door."""
     door = _Door(twin)
-    subscription = f"{WORKSPACE}/marketplaceSubscriptions"
+    one = f"{WORKSPACE}/models/{{name}}"
+    version = f"{one}/versions/{{version}}"
     return [
-        Route("GET", f"{WORKSPACE}/models", door.list),
-        Route("GET", f"{WORKSPACE}/models/{{name}}", door.container),
-        Route("GET", f"{WORKSPACE}/models/{{name}}/versions", door.versions),
-        Route("GET", f"{WORKSPACE}/models/{{name}}/versions/{{version}}", door.get),
-        Route("PUT", f"{WORKSPACE}/models/{{name}}/versions/{{version}}", door.put),
-        Route("DELETE", f"{WORKSPACE}/models/{{name}}/versions/{{version}}", door.delete),
-        Route("PUT", f"{subscription}/{{name}}", door.subscribe),
-        Route("GET", f"{subscription}/{{name}}", door.subscription),
-        Route("GET", subscription, door.subscriptions),
-        Route("DELETE", f"{subscription}/{{name}}", door.unsubscribe),
+        Route("GET", f"{WORKSPACE}/models", door.list, call="models.list"),
+        Route("GET", one, door.container, quick=True, call="models.archive(name)"),
+        Route("PUT", one, door.put_container, call="models.archive(name)", body=_CHANGE),
+        Route("GET", f"{one}/versions", door.versions, call="models.get(label)"),
+        Route("GET", version, door.get, quick=True, call="models.get"),
+        Route("PUT", version, door.put, call="models.create_or_update, archive", body=_CHANGE),
+        Route("DELETE", version, door.delete, source="documented", call="az rest"),
     ]
 
 
@@ -39,27 +56,41 @@ class _Door:
         names = {
             doc.body["name"].lower(): doc.body["name"] for doc in self._twin.store.list("model")
         }
-        return Reply(
-            body={"value": [self._container(name) for name in names.values()], "nextLink": None}
-        )
+        wanted = archived_wanted(call.query)
+        shown = [self._container(name) for name in names.values()]
+        value = [item for item in shown if item["properties"]["isArchived"] in wanted]
+        return Reply(body={"value": value, "nextLink": None})
 
     def container(self, call: Call) -> Reply:
         self._twin.check_workspace(call.params)
         return Reply(body=self._container(call.params["name"]))
 
+    def put_container(self, call: Call) -> Reply:
+        """What `models.archive` and `restore` of a whole name send: isArchived, tags, description."""
+        self._twin.check_workspace(call.params)
+        name, given = call.params["name"], call.properties()
+        before = self._container(name)["properties"]
+        kept = {key: given.get(key, before[key]) for key in ("isArchived", "tags", "description")}
+        self._twin.store.put("model container", name.lower(), kept)
+        return Reply(body=self._container(name))
+
     def _container(self, name: str) -> dict[str, Any]:
         found = self._twin.store.list("model", prefix=f"{name.lower()}/")
         if not found:
             raise not_found("Model", name)
+        numbers = [int(doc.body["version"]) for doc in found if doc.body["version"].isdigit()]
+        kept = self._twin.store.get("model container", name.lower()) or {}
         return {
             "id": self._twin.arm_id("models", found[0].body["name"]),
             "name": found[0].body["name"],
+            "type": "Microsoft.MachineLearningServices/workspaces/models",
             "systemData": system_data(found[-1].body["created"]),
             "properties": {
                 "latestVersion": found[0].body["version"],
-                "nextVersion": str(len(found) + 1),
-                "isArchived": found[0].body["archived"],
-                "tags": {},
+                "nextVersion": str(max(numbers, default=0) + 1),
+                "isArchived": bool(kept.get("isArchived")),
+                "description": kept.get("description"),
+                "tags": kept.get("tags") or {},
                 "properties": {},
             },
         }
@@ -71,8 +102,7 @@ class _Door:
         found = self._twin.store.list("model", prefix=f"{name.lower()}/")
         if not found:
             raise not_found("Model", name)
-        view = call.query.get("listViewType", "ActiveOnly").lower()
-        wanted = {"activeonly": (False,), "archivedonly": (True,)}.get(view, (False, True))
+        wanted = archived_wanted(call.query)
         shown = [self._model(doc.body) for doc in found if doc.body["archived"] in wanted]
         top = whole_number(call.query.get("$top"))
         return Reply(body={"value": shown[:top], "nextLink": None})
@@ -81,9 +111,16 @@ class _Door:
         return Reply(body=self._model(self._found(call)))
 
     def put(self, call: Call) -> Reply:
-        """What `models.archive`, `restore` and an update send: tags, description, isArchived."""
-        model, given = self._found(call), call.properties()
-        if given.get("modelUri") not in (None, model["properties"]["modelUri"]):
+        """A new version, or what `models.archive`, `restore` and an update send of one."""
+        self._twin.check_workspace(call.params)
+        name, version, given = call.params["name"], call.params["version"], call.properties()
+        key = f"{name}/{version}".lower()
+        if self._twin.store.get("model", key) is None and given.get("modelUri"):
+            made = model_source.make(self._twin, name, version, given)
+            self._twin.store.put("model", key, made)
+            return Reply(201, self._model(made))
+        model = self._found(call)
+        if not self._is_at(model, given.get("modelUri")):
             raise conflict("Asset paths cannot be updated.")
         for key in ("tags", "description"):
             if key in given:
@@ -104,7 +141,17 @@ class _Door:
                 f"Model {model['name']}:{model['version']} is in use by endpoint {users[0]}."
             )
         self._twin.store.delete("model", _key(model))
+        model_source.forget(model)
         return Reply(200)
+
+    def _is_at(self, model: Body, uri: Any) -> bool:
+        """Whether an address is the model's own, in whichever form it is written."""
+        own = model["properties"]["modelUri"]
+        if uri in (None, own):
+            return True
+        place = model_source.resolve(self._twin, str(uri))
+        whole = store_uri(self._twin.site, place.datastore, place.path)
+        return bool(whole.rstrip("/") == own.rstrip("/"))
 
     def _found(self, call: Call) -> Body:
         self._twin.check_workspace(call.params)
@@ -121,62 +168,6 @@ class _Door:
             "type": "Microsoft.MachineLearningServices/workspaces/models/versions",
             "systemData": system_data(model["created"]),
             "properties": {**model["properties"], "isArchived": model["archived"]},
-        }
-
-    def subscribe(self, call: Call) -> Reply:
-        self._twin.check_workspace(call.params)
-        given = str(call.properties().get("modelId", ""))
-        name = re.search(r"/models/([^/]+)", given)
-        if name is None:
-            raise user_error(
-                f"modelId {given!r} is not a model of a registry.", inner="InvalidModelId"
-            )
-        if find_model(name[1]) or "/registries/azureml/" in given.lower():
-            raise user_error(
-                f"{name[1]} is a Microsoft model: it needs no marketplace subscription.",
-                inner="MarketplaceSubscriptionNotSupported",
-            )
-        key = call.params["name"].lower()
-        before = self._twin.store.get("marketplace", key)
-        body = before or {
-            "name": call.params["name"],
-            "model": given,
-            "created": self._twin.clock.iso(),
-        }
-        self._twin.store.put("marketplace", key, body)
-        return Reply(200 if before else 201, self._subscription(body), LRO_PACE)
-
-    def subscription(self, call: Call) -> Reply:
-        self._twin.check_workspace(call.params)
-        body = self._twin.store.get("marketplace", call.params["name"].lower())
-        if body is None:
-            raise not_found("Marketplace subscription", call.params["name"])
-        return Reply(body=self._subscription(body))
-
-    def subscriptions(self, call: Call) -> Reply:
-        self._twin.check_workspace(call.params)
-        found = [self._subscription(doc.body) for doc in self._twin.store.list("marketplace")]
-        return Reply(body={"value": found, "nextLink": None})
-
-    def unsubscribe(self, call: Call) -> Reply:
-        self._twin.check_workspace(call.params)
-        if not self._twin.store.delete("marketplace", call.params["name"].lower()):
-            return Reply(204)
-        return Reply(200)
-
-    def _subscription(self, body: Body) -> dict[str, Any]:
-        plan = body["model"].rpartition("/")[2].lower()
-        return {
-            "id": self._twin.arm_id("marketplaceSubscriptions", body["name"]),
-            "name": body["name"],
-            "type": "Microsoft.MachineLearningServices/workspaces/marketplaceSubscriptions",
-            "systemData": system_data(body["created"]),
-            "properties": {
-                "modelId": body["model"],
-                "marketplacePlan": {"publisherId": "third-party", "offerId": plan, "planId": plan},
-                "marketplaceSubscriptionStatus": "Subscribed",
-                "provisioningState": "Succeeded",
-            },
         }
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from local_runner.mock_server.errors import user_error
 from local_runner.mock_server.store import Body
-from local_runner.mock_server.twin import ARTIFACT_STORE, BLOB_STORE, Twin
+from local_runner.mock_server.twin import ARTIFACT_STORE, BLOB_STORE, Site, Twin
 from maas_client.spec.rundir import RunDir
 
 _RECORDS = (
@@ -29,17 +29,41 @@ def publish(twin: Twin, job: Body, run: RunDir) -> None:
         if (run.path / name).exists():
             target = f"ExperimentRun/dcid.{job['name']}/outputs/{name}"
             twin.blobs.put_file(artifacts, target, run.path / name)
-    output = job["output"]
-    if output is None:
-        return
-    prefix = f"azureml/{job['name']}/registered_model/"
+    for name, kind in (job["pipeline"]["bound"] if "pipeline" in job else {}).items():
+        if kind == "mlflow_model_folder":
+            _put_model(twin, job, run, output_place(job["name"], name))
+        else:
+            _put_folder(twin, run.adapter, output_place(job["name"], name))
+    if job["output"] is not None:
+        prefix = output_place(job["name"], "registered_model")
+        _put_model(twin, job, run, prefix)
+        _register(twin, job, run, prefix)
+
+
+def output_place(job: str, output: str) -> str:
+    """Where a job's output is in the workspace's storage."""
+    return f"azureml/{job}/{output}/"
+
+
+def store_uri(site: Site, datastore: str, path: str) -> str:
+    """The whole address of something on a datastore."""
+    return (
+        f"azureml://subscriptions/{site.subscription}/resourceGroups/{site.group}"
+        f"/workspaces/{site.workspace}/datastores/{datastore}/paths/{path}"
+    )
+
+
+def _put_model(twin: Twin, job: Body, run: RunDir, prefix: str) -> None:
     container = twin.site.container(BLOB_STORE)
     twin.blobs.put(container, f"{prefix}MLmodel", _mlmodel(job).encode())
-    for folder in (run.adapter, run.merged):
-        for file in sorted(folder.rglob("*")) if folder.is_dir() else ():
-            place = "data/model" if folder == run.adapter else "data/merged"
-            twin.blobs.put_file(container, f"{prefix}{place}/{file.relative_to(folder)}", file)
-    _register(twin, job, run, prefix)
+    _put_folder(twin, run.adapter, f"{prefix}data/model/")
+    _put_folder(twin, run.merged, f"{prefix}data/merged/")
+
+
+def _put_folder(twin: Twin, folder: Path, prefix: str) -> None:
+    container = twin.site.container(BLOB_STORE)
+    for file in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        twin.blobs.put_file(container, f"{prefix}{file.relative_to(folder)}", file)
 
 
 def _register(twin: Twin, job: Body, run: RunDir, prefix: str) -> None:
@@ -59,11 +83,6 @@ def _register(twin: Twin, job: Body, run: RunDir, prefix: str) -> None:
 
 def _model(twin: Twin, job: Body, run: RunDir, prefix: str) -> dict[str, Any]:
     status = run.read_status()
-    site = twin.site
-    uri = (
-        f"azureml://subscriptions/{site.subscription}/resourceGroups/{site.group}"
-        f"/workspaces/{site.workspace}/datastores/{BLOB_STORE}/paths/{prefix}"
-    )
     return {
         "name": job["output"],
         "version": job["version"],
@@ -73,7 +92,7 @@ def _model(twin: Twin, job: Body, run: RunDir, prefix: str) -> dict[str, Any]:
         "archived": False,
         "properties": {
             "modelType": "mlflow_model",
-            "modelUri": uri,
+            "modelUri": store_uri(twin.site, BLOB_STORE, prefix),
             "jobName": job["name"],
             "description": None,
             "flavors": {"maas_finetune": {"model_data": "data/model", "task": job["spec"]["task"]}},
@@ -106,6 +125,11 @@ def _mlmodel(job: Body) -> str:
         },
         "run_id": job["name"],
         "utc_time_created": job["created"],
+        # Whoever registers this folder again shall know what it is.
+        "metadata": {
+            "mockTrainedOn": job.get("base", ""),
+            "mockSimulated": str(bool(job.get("simulated"))).lower(),
+        },
     }
     return yaml.safe_dump(description, sort_keys=False)
 

@@ -125,12 +125,8 @@ class Replay:
         if status != entry["status"]:
             return f"status {entry['status']} is now {status}: {body[:300]}"
         is_blob = ".blob." in entry["host"] + entry["path"]
-        for key in _COMPARED:
-            if is_blob and key.startswith("content-"):
-                continue  # what the engine wrote has times in it, and so another length
-            before, now = entry["reply_headers"].get(key, ""), headers.get(key, "")
-            if not self._same(before, now, entry["host"]):
-                return f"header {key}: {before!r} is now {now!r}"
+        if words := self._compare_headers(entry, headers, is_blob=is_blob):
+            return words
         recorded = entry["reply"] or ""
         if entry["method"] == "HEAD":
             return ""
@@ -141,6 +137,15 @@ class Replay:
         if is_blob and status < 400:
             return ""
         return self._differs(_parsed(recorded), _parsed(body), entry["host"], "")
+
+    def _compare_headers(self, entry: Entry, headers: Mapping[str, str], *, is_blob: bool) -> str:
+        for key in _COMPARED:
+            if is_blob and key.startswith("content-"):
+                continue  # what the engine wrote has times in it, and so another length
+            before, now = entry["reply_headers"].get(key, ""), headers.get(key, "")
+            if not self._same(before, now, entry["host"]):
+                return f"header {key}: {before!r} is now {now!r}"
+        return ""
 
     def _differs(self, before: Any, now: Any, host: str, where: str) -> str:
         if isinstance(before, dict) and isinstance(now, dict):

@@ -112,6 +112,16 @@ class Store:
             done = self._db.execute("DELETE FROM documents WHERE kind = ? AND key = ?", (kind, key))
         return done.rowcount > 0
 
+    def between(self, kind: str, low: str, high: str, *, limit: int = -1) -> list[Document]:
+        """By their keys, in order: from the low one on, to before the high one."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT key, body, place FROM documents WHERE kind = ? AND key >= ? AND key < ?"
+                " ORDER BY key LIMIT ?",
+                (kind, low, high, limit),
+            ).fetchall()
+        return [Document(key, json.loads(body), place) for key, body, place in rows]
+
     def list(
         self,
         kind: str,

@@ -28,6 +28,10 @@ class Call:
     """The path as it came, where a public host's meaning has been added to it."""
     public: bool = False
     """Whether it came under one of the public cloud's names."""
+    target: str = ""
+    """What was asked for, as it was sent: still quoted, with the query."""
+    client: str = ""
+    """The address it came from."""
 
     def json(self) -> dict[str, Any]:
         """The body as a JSON object.
@@ -109,6 +113,12 @@ class Route:
 def whole_number(text: str | None) -> int | None:
     """The number of `$top` and its like; None where it is none."""
     return int(text) if text and re.fullmatch(r"[0-9]{1,15}", text) else None
+
+
+def archived_wanted(query: Mapping[str, str]) -> tuple[bool, ...]:
+    """Whether a list shows what is archived, as `listViewType` asks: not, only, or both."""
+    view = query.get("listViewType", "ActiveOnly").lower()
+    return {"activeonly": (False,), "archivedonly": (True,)}.get(view, (False, True))
 
 
 class Router:

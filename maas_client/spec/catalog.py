@@ -44,6 +44,9 @@ class ModelEntry:
     """Hyperparameter -> lowest and highest value that the service takes."""
     defaults: Mapping[str, str]
     """The registry's `model_specific_defaults`."""
+    inference_minimum_sku: str = ""
+    """As `minimum_sku`, to answer with the model; empty where the registry's is not known."""
+    inference_skus: tuple[str, ...] = ()
     retired: dt.date | None = None
     """From this day on the service refuses to fine-tune and to serve it."""
     replacement: str | None = None

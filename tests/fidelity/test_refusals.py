@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import copy
 import datetime as dt
-import hashlib
-import http.client
 import json
 import ssl
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -24,7 +19,6 @@ from tests.conftest import ROW
 from tests.mocking import Mock, mock_command, running_mock
 
 MODEL = "azureml://registries/azureml/models/Phi-3-mini-4k-instruct/versions/15"
-CONTAINER = "/mockacct.blob.core.local/box"
 
 
 @pytest.fixture(scope="module")
@@ -270,107 +264,6 @@ def test_paths_do_not_mind_case_double_slashes_or_versions(
 ) -> None:
     url = f"{client.base_url}/{place.upper().replace('/PROVIDERS', '//PROVIDERS')}"
     assert client.get(f"{url}?api-version=2099-01-01").status_code == 200
-
-
-def test_blobs_go_in_whole_or_in_blocks_and_come_out_in_ranges(client: httpx.Client) -> None:
-    content = bytes(range(256)) * 4096
-    blocks = [content[i : i + 100_000] for i in range(0, len(content), 100_000)]
-    ids = [base64.b64encode(f"block-{i:06d}".encode()).decode() for i in range(len(blocks))]
-    url = f"{CONTAINER}/deep/er/rows é.bin"
-    with ThreadPoolExecutor(8) as pool:
-        sent = pool.map(
-            lambda part: client.put(
-                url, params={"comp": "block", "blockid": part[0]}, content=part[1]
-            ),
-            zip(ids, blocks, strict=True),
-        )
-        assert {answer.status_code for answer in sent} == {201}
-    assert client.head(url).status_code == 404  # not there before the list is
-    names = "".join(f"<Latest>{name}</Latest>" for name in ids)
-    listed = f'<?xml version="1.0" encoding="utf-8"?><BlockList>{names}</BlockList>'
-    made = client.put(
-        url, params={"comp": "blocklist"}, content=listed, headers={"x-ms-meta-step": "1"}
-    )
-    assert made.status_code == 201
-    head = client.head(url)
-    assert (int(head.headers["content-length"]), head.headers["x-ms-meta-step"]) == (
-        len(content),
-        "1",
-    )
-    assert (
-        base64.b64decode(head.headers["content-md5"])
-        == hashlib.md5(content, usedforsecurity=False).digest()
-    )
-    part = client.get(url, headers={"x-ms-range": "bytes=1000-1999"})
-    assert (part.status_code, part.content) == (206, content[1000:2000])
-    assert part.headers["content-range"] == f"bytes 1000-1999/{len(content)}"
-    assert client.get(url).content == content
-    past = client.get(url, headers={"x-ms-range": f"bytes={len(content)}-"})
-    assert (past.status_code, past.headers["x-ms-error-code"]) == (416, "InvalidRange")
-    client.put(url, params={"comp": "metadata"}, headers={"x-ms-meta-upload_status": "completed"})
-    assert client.head(url).headers["x-ms-meta-upload_status"] == "completed"
-
-
-def test_blob_lists_have_prefixes_delimiters_and_markers(client: httpx.Client) -> None:
-    for name in ("list/a/1", "list/a/2", "list/b", "list/c"):
-        client.put(f"{CONTAINER}/{name}", content=b"x")
-    query = {"restype": "container", "comp": "list", "prefix": "list/"}
-    text = client.get(CONTAINER, params=query | {"delimiter": "/"}).text
-    assert "<BlobPrefix><Name>list/a/</Name></BlobPrefix>" in text
-    assert "<Name>list/a/1</Name>" not in text
-    first = client.get(CONTAINER, params=query | {"maxresults": "2"}).text
-    assert "<NextMarker>list/a/2</NextMarker>" in first
-    rest = client.get(CONTAINER, params=query | {"marker": "list/a/2"}).text
-    assert "<Name>list/b</Name>" in rest
-    assert "<Name>list/a/2</Name>" not in rest
-
-
-def test_conditions_keep_a_blob_from_being_overwritten(client: httpx.Client) -> None:
-    url = f"{CONTAINER}/once"
-    assert client.put(url, content=b"1", headers={"If-None-Match": "*"}).status_code == 201
-    again = client.put(url, content=b"2", headers={"If-None-Match": "*"})
-    assert (again.status_code, again.headers["x-ms-error-code"]) == (409, "BlobAlreadyExists")
-    assert client.put(url, content=b"2", headers={"If-Match": '"0xBAD"'}).status_code == 412
-    assert client.get(url).content == b"1"
-
-
-def test_a_blobs_signature_is_checked(client: httpx.Client, mock: Mock, place: str) -> None:
-    url = f"{CONTAINER}/secret"
-    client.put(url, content=b"x")
-    sas = client.post(f"{place}/datastores/workspaceblobstore/listSecrets", json={}).json()[
-        "sasToken"
-    ]
-    bare = httpx.Client(
-        base_url=mock.state.url, verify=ssl.create_default_context(cafile=mock.state.ca)
-    )
-    with bare:
-        assert bare.get(url).status_code == 403
-        assert bare.get(url + sas).status_code == 200
-        assert bare.get(url + sas.replace("sp=rcwdlu", "sp=rcwdlup")).status_code == 403
-        assert bare.get(url + sas.replace("sig=", "sig=x")).status_code == 403
-
-
-def test_a_name_cannot_reach_out_of_the_store(client: httpx.Client, mock: Mock) -> None:
-    parts = urlsplit(mock.state.url)
-    context = ssl.create_default_context(cafile=mock.state.ca)
-    before = sorted(
-        path for path in mock.home.parent.rglob("*") if path.is_file() and "blobs" not in path.parts
-    )
-    line = http.client.HTTPSConnection(parts.hostname or "", parts.port, context=context)
-    for path in (
-        "/mockacct.blob.core.local/box/../../../../escaped",
-        "/mockacct.blob.core.local/box/%2e%2e%2f%2e%2e%2fescaped",
-    ):
-        line.request(
-            "PUT", path, body=b"x", headers={"Authorization": client.headers["authorization"]}
-        )
-        line.getresponse().read()
-    line.close()
-    after = sorted(
-        path for path in mock.home.parent.rglob("*") if path.is_file() and "blobs" not in path.parts
-    )
-    assert [path for path in after if "escaped" in path.name] == []
-    assert {path.name for path in after} == {path.name for path in before}
 
 
 def test_the_certificates_pass_strict_verification_and_are_renewed_in_time(tmp_path: Path) -> None:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import hashlib
+import itertools
 import os
 import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from local_runner.mock_server.blobs import Blob, BlobStore
+from local_runner.mock_server.blobs import Blob, BlobStore, Label
 from local_runner.mock_server.errors import ServiceError
-from local_runner.mock_server.store import Store
+from local_runner.mock_server.joining import Wanted
+from local_runner.mock_server.store import Document, Store
+from local_runner.mock_server.upload import Upload, receive
 
 
 @pytest.fixture
@@ -31,9 +43,27 @@ def content(blobs: BlobStore, name: str) -> bytes:
 
 
 def put_block(blobs: BlobStore, name: str, block: str, text: bytes) -> None:
-    upload = blobs.begin()
-    upload.write(text)
-    blobs.put_block("box", name, block, upload)
+    keep_block(blobs, name, block, begin_block(blobs, name, text))
+
+
+def begin_block(blobs: BlobStore, name: str, text: bytes) -> Upload:
+    upload = blobs.drafts.begin("box", name, size=len(text), hashed=False)
+    upload.write([text])
+    return upload
+
+
+def keep_block(blobs: BlobStore, name: str, block: str, upload: Upload) -> None:
+    upload.finish()
+    blobs.drafts.keep("box", name, block, upload)
+    upload.close()
+
+
+def latest(*blocks: str) -> list[Wanted]:
+    return [("Latest", block) for block in blocks]
+
+
+def files(folder: Path) -> list[bytes]:
+    return sorted(path.read_bytes() for path in folder.iterdir() if path.is_file())
 
 
 def test_a_content_that_is_being_read_stays_what_it_was(blobs: BlobStore) -> None:
@@ -63,37 +93,198 @@ def test_what_a_killed_server_left_is_swept_away(
     (folder / "upload-torn").write_bytes(b"half")
     (folder / "blob-without-a-name").write_bytes(b"lost")
     week = time.time() - 8 * 24 * 3600
-    for path in folder.glob("block-*"):
-        if path.read_bytes() == b"old":
-            os.utime(path, (week, week))
-    BlobStore(folder, store)
-    assert sorted(path.read_bytes() for path in folder.iterdir()) == [b"kept", b"young"]
+    for index in folder.glob("draft-*/index"):
+        if '"old"' in index.read_text():
+            os.utime(index, (week, week))
+    again = BlobStore(folder, store)
+    assert files(folder) == [b"kept"]
+    assert again.drafts.names("box") == ["new"]
+    again.commit_blocks("box", "new", latest("YQ=="), Label())  # a restart loses no block
+    assert content(again, "new") == b"young"
 
 
-def test_a_block_list_sent_again_after_a_lost_reply_changes_nothing(blobs: BlobStore) -> None:
+def test_a_torn_line_of_the_index_is_no_block(
+    tmp_path: Path, store: Store, blobs: BlobStore
+) -> None:
+    put_block(blobs, "big", "YQ==", b"whole")
+    (index,) = (tmp_path / "blobs").glob("draft-*/index")
+    with index.open("a") as stream:
+        stream.write('["Yg==", 5')
+    again = BlobStore(tmp_path / "blobs", store)
+    assert [block.id for block in again.blocks("box", "big")[1]] == ["YQ=="]
+    put_block(again, "big", "Yw==", b"next")
+    third = BlobStore(tmp_path / "blobs", store)
+    third.commit_blocks("box", "big", latest("YQ==", "Yw=="), Label())
+    assert content(third, "big") == b"wholenext"
+
+
+def test_a_block_list_sent_again_after_a_lost_reply_makes_the_same_blob(blobs: BlobStore) -> None:
     for block, text in (("YQ==", b"one "), ("Yg==", b"two")):
         put_block(blobs, "big", block, text)
-    first = blobs.commit_blocks("box", "big", ["YQ==", "Yg=="], {})
-    again = blobs.commit_blocks("box", "big", ["YQ==", "Yg=="], {})
-    assert again == first
-    assert content(blobs, "big") == b"one two"
+    for _ in range(2):
+        blobs.commit_blocks("box", "big", latest("YQ==", "Yg=="), Label())
+        assert content(blobs, "big") == b"one two"
     with pytest.raises(KeyError):
-        blobs.commit_blocks("box", "big", ["Yg=="], {})
+        blobs.commit_blocks("box", "big", latest("Yw=="), Label())
+    assert content(blobs, "big") == b"one two"
 
 
-def test_a_refused_overwrite_leaves_the_blob_alone(blobs: BlobStore) -> None:
+def test_blocks_are_put_in_the_order_of_the_list_without_a_copy(
+    tmp_path: Path, blobs: BlobStore
+) -> None:
+    for block, text in (("Yw==", b"three"), ("YQ==", b"one "), ("Yg==", b"two ")):
+        put_block(blobs, "big", block, text)
+    (draft,) = (tmp_path / "blobs").glob("draft-*/content")
+    number = draft.stat().st_ino
+    blob = blobs.commit_blocks("box", "big", latest("YQ==", "Yg==", "Yw=="), Label())
+    assert content(blobs, "big") == b"one two three"
+    assert blobs.path(blob).stat().st_ino == number
+    found = blobs.open("box", "big")
+    assert found is not None
+    with found[1] as stream:
+        stream.seek(5)
+        assert stream.read(5) == b"wo th"
+    blobs.link("box", "big", tmp_path / "run" / "rows")
+    assert (tmp_path / "run" / "rows").read_bytes() == b"one two three"
+
+
+def test_old_blocks_and_new_ones_make_a_blob_together(blobs: BlobStore) -> None:
+    put_block(blobs, "big", "YQ==", b"old ")
+    put_block(blobs, "big", "Yg==", b"gone ")
+    blobs.commit_blocks("box", "big", latest("YQ==", "Yg=="), Label())
+    put_block(blobs, "big", "YQ==", b"new ")
+    wanted: list[Wanted] = [("Committed", "YQ=="), ("Uncommitted", "YQ=="), ("Latest", "YQ==")]
+    blobs.commit_blocks("box", "big", wanted, Label())
+    assert content(blobs, "big") == b"old new new "
+    with pytest.raises(KeyError):
+        blobs.commit_blocks("box", "big", [("Uncommitted", "YQ==")], Label())
+    blobs.commit_blocks("box", "big", [("Committed", "YQ==")], Label())
+    assert blobs.blocks("box", "big")[1] == []
+
+
+def test_blocks_that_nobody_wanted_do_not_stay(tmp_path: Path, blobs: BlobStore) -> None:
+    put_block(blobs, "big", "YQ==", b"x" * 100)
+    put_block(blobs, "big", "Yg==", b"y")
+    blobs.commit_blocks("box", "big", latest("Yg=="), Label())
+    assert files(tmp_path / "blobs") == [b"y"]  # mostly waste: copied
+    put_block(blobs, "big", "YQ==", b"x")
+    blobs.put("box", "big", b"whole")
+    assert not list((tmp_path / "blobs").glob("draft-*"))
+
+
+def test_a_block_that_comes_while_its_blob_is_made_waits_for_the_next_list(
+    blobs: BlobStore,
+) -> None:
+    put_block(blobs, "big", "YQ==", b"first")
+    late = begin_block(blobs, "big", b"late")
+    blobs.commit_blocks("box", "big", latest("YQ=="), Label())
+    keep_block(blobs, "big", "Yg==", late)
+    assert content(blobs, "big") == b"first"
+    blobs.commit_blocks("box", "big", latest("YQ==", "Yg=="), Label())
+    assert content(blobs, "big") == b"firstlate"
+
+
+def test_an_upload_given_up_leaves_no_room_behind(tmp_path: Path, blobs: BlobStore) -> None:
+    put_block(blobs, "big", "YQ==", b"kept")
+    begin_block(blobs, "big", b"x" * 1000).abandon()
+    (draft,) = (tmp_path / "blobs").glob("draft-*/content")
+    assert draft.read_bytes() == b"kept"
+    whole = blobs.begin()
+    whole.write([b"x"])
+    whole.abandon()
+    whole.write([b"a thread that was still writing"])
+    assert files(tmp_path / "blobs") == []
+
+
+def test_a_refused_block_list_leaves_the_blocks(blobs: BlobStore) -> None:
+    def refuse(_: Blob | None) -> None:
+        raise ServiceError(412, "ConditionNotMet", "no")
+
+    put_block(blobs, "big", "YQ==", b"x")
+    with pytest.raises(ServiceError):
+        blobs.commit_blocks("box", "big", latest("YQ=="), Label(), allow=refuse)
+    assert [block.id for block in blobs.blocks("box", "big")[1]] == ["YQ=="]
+
+
+def test_an_upload_in_many_parts_is_written_in_order(blobs: BlobStore) -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        for number in range(3000):
+            yield number.to_bytes(2, "big") * 512
+
+    upload = blobs.begin()
+    asyncio.run(receive(parts(), upload))
+    blob = blobs.commit("box", "long", upload, Label())
+    expected = b"".join(number.to_bytes(2, "big") * 512 for number in range(3000))
+    assert content(blobs, "long") == expected
+    digest = hashlib.md5(expected, usedforsecurity=False).digest()
+    assert blob.md5 == base64.b64encode(digest).decode()
+
+
+names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=6)
+
+
+@given(found=st.sets(names), prefix=st.sampled_from(["", "a", "\ud7ff", "a/"]), start=names)
+@settings(max_examples=60, deadline=None)
+def test_a_walk_is_the_sorted_names_grouped_by_the_delimiter(
+    found: set[str], prefix: str, start: str
+) -> None:
+    with TemporaryDirectory() as folder:
+        store = Store(Path(folder) / "store.sqlite")
+        blobs = BlobStore(Path(folder) / "blobs", store)
+        for name in found:
+            blob = Blob("box", name, 0, "", 0, "", "")
+            store.put("blob", f"box/{name}", asdict(blob))
+        store.put("blob", "boy/other", asdict(Blob("boy", "other", 0, "", 0, "", "")))
+        fits = sorted(name for name in found if name.startswith(prefix) and name >= start)
+        assert [name for name, _ in blobs.walk("box", prefix=prefix, start=start)] == fits
+        groups = {
+            prefix + name.removeprefix(prefix).partition("/")[0] + "/"
+            if "/" in name.removeprefix(prefix)
+            else name
+            for name in found
+            if name.startswith(prefix)
+        }
+        grouped = [name for name, _ in blobs.walk("box", prefix=prefix, delimiter="/")]
+        assert grouped == sorted(groups)
+        store.close()
+
+
+def test_a_page_reads_no_more_documents_than_it_shows(
+    blobs: BlobStore, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(300):
+        blob = Blob("box", f"a/{number:03}", 0, "", 0, "", "")
+        store.put("blob", f"box/{blob.name}", asdict(blob))
+    read: list[int] = []
+    between = store.between
+
+    def counted(*args: Any, **options: Any) -> list[Document]:
+        found = between(*args, **options)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(store, "between", counted)
+    assert [name for name, _ in blobs.walk("box", delimiter="/")] == ["a/"]
+    assert sum(read) <= 16
+    read.clear()
+    assert len(list(itertools.islice(blobs.walk("box"), 10))) == 10
+    assert sum(read) <= 16
+
+
+def test_a_refused_overwrite_leaves_the_blob_alone(tmp_path: Path, blobs: BlobStore) -> None:
     def refuse(before: Blob | None) -> None:
         if before is not None:
             raise ServiceError(409, "BlobAlreadyExists", "it is there")
 
     for text in (b"first", b"second"):
         upload = blobs.begin()
-        upload.write(text)
+        upload.write([text])
         try:
-            blobs.commit("box", "once", upload, {}, allow=refuse)
+            blobs.commit("box", "once", upload, Label(), allow=refuse)
         except ServiceError:
             upload.abandon()
     assert content(blobs, "once") == b"first"
+    assert len(files(tmp_path / "blobs")) == 1
 
 
 def test_a_link_outlives_the_blob(tmp_path: Path, blobs: BlobStore) -> None:
@@ -108,7 +299,7 @@ def test_a_link_outlives_the_blob(tmp_path: Path, blobs: BlobStore) -> None:
 def test_metadata_set_while_the_content_changes_loses_neither(blobs: BlobStore) -> None:
     before = blobs.put("box", "rows", b"1")
     blobs.put("box", "rows", b"22")
-    changed = blobs.set_metadata(before, {"upload_status": "completed"})
+    changed = blobs.change(before, metadata={"upload_status": "completed"})
     assert (changed.size, changed.metadata) == (2, {"upload_status": "completed"})
     assert content(blobs, "rows") == b"22"
 
