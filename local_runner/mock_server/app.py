@@ -29,7 +29,7 @@ from local_runner.mock_server.errors import (
     blob_body,
     unauthorized,
 )
-from local_runner.mock_server.journal import MAX_KEPT, Journal
+from local_runner.mock_server.journal import Journal
 from local_runner.mock_server.names import Names
 from local_runner.mock_server.twin import Twin
 from local_runner.mock_server.upload import receive
@@ -37,6 +37,8 @@ from local_runner.mock_server.wire import Call, Reply, Router
 
 MAX_BODY = 4 * 1024 * 1024
 """Bytes of a request that is not an upload."""
+_KEPT_UPLOAD = 16 * 1024
+"""Bytes of an upload that the journal keeps; what is longer is in the store."""
 CONTROL_PREFIX = "/__mock__/"
 _METHODS = frozenset(("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"))
 _MOST_QUESTIONS = 64
@@ -179,9 +181,8 @@ class App:
             return await run_in_threadpool(self._blobs.answer, exchange.call, None)
         upload = self._blobs.begin(call)
         try:
-            exchange.sent = await receive(
-                self._bodies.pieces(request, MAX_BLOB), upload, keep=MAX_KEPT
-            )
+            pieces = self._bodies.pieces(request, MAX_BLOB)
+            exchange.sent = await receive(pieces, upload, keep=_KEPT_UPLOAD)
             return await run_in_threadpool(self._blobs.answer, call, upload)
         except BaseException:
             upload.abandon()
@@ -210,7 +211,16 @@ def _admit(twin: Twin, guard: str, call: Call) -> None:
 def _call(request: Request) -> Call:
     path = re.sub(r"/{2,}", "/", request.scope["path"])  # already unquoted, once
     headers = {key.lower(): value for key, value in request.headers.items()}
-    return Call(request.method, path, {}, dict(request.query_params), headers)
+    query = request.scope["query_string"].decode("latin-1")
+    return Call(
+        request.method,
+        path,
+        {},
+        dict(request.query_params),
+        headers,
+        target=f"{request.scope['raw_path'].decode('latin-1')}?{query}",
+        client=request.client.host if request.client else "",
+    )
 
 
 def _check(call: Call) -> None:

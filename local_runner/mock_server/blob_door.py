@@ -120,8 +120,11 @@ class BlobDoor:
                 raise not_served(call)
 
     def _delete(self, place: Place, call: Call) -> Reply:
-        check = allow(call.headers, made=False)
-        self._twin.blobs.delete(self._found(place), allow=check)
+        blob = self._twin.blobs.get(place.container, place.name)
+        if blob is not None:
+            self._twin.blobs.delete(blob, allow=allow(call.headers, made=False))
+        elif not self._twin.blobs.drafts.drop(place.container, place.name):
+            raise not_found()  # what has blocks only can be deleted, too
         return Reply(202, headers={"x-ms-delete-type-permanent": "true"})
 
     def _found(self, place: Place) -> Blob:

@@ -7,6 +7,7 @@ become paths, no name can reach out of the folder.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 import uuid
@@ -14,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from io import BufferedReader
 from pathlib import Path
-from tempfile import mkstemp
 from typing import Any
 
 from local_runner.mock_server import drafts
@@ -134,10 +134,13 @@ class BlobStore:
 
     def begin(self) -> Upload:
         """Room for content that comes in pieces."""
-        handle, name = mkstemp(prefix="upload-", dir=self._folder)
-        path = Path(name)
+        path = self._folder / f"upload-{uuid.uuid4().hex}"
+
+        def make() -> tuple[int, int]:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), 0
+
         return Upload(
-            handle, hashed=True, on_abandon=lambda: path.unlink(missing_ok=True), owner=path
+            make, hashed=True, on_abandon=lambda: path.unlink(missing_ok=True), owner=path
         )
 
     def commit(

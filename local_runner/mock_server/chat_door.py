@@ -7,19 +7,16 @@ import re
 import time
 import uuid
 from collections.abc import Generator, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from local_runner.mock_server import served
 from local_runner.mock_server.chat import Piece
 from local_runner.mock_server.credentials import same
-from local_runner.mock_server.errors import ServiceError, not_found, openai_body, user_error
-from local_runner.mock_server.registration import adapter_of
+from local_runner.mock_server.errors import ServiceError, openai_body
+from local_runner.mock_server.questions import checked, spoken
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import Twin
 from local_runner.mock_server.wire import Call, Reply, Route
-
-_MOST_STOPS = 4
-_ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
 def routes(twin: Twin) -> list[Route]:
@@ -60,9 +57,9 @@ class _Door:
     def chat(self, call: Call) -> Reply:
         try:
             endpoint = self._endpoint(call)
-            question = _question(call.json())
+            question = checked(call.json())
             pieces = self._twin.speaker.answer(
-                endpoint["base_model"], self._adapter(endpoint), question
+                endpoint["base_model"], served.adapter(self._twin, endpoint), question
             )
             frame = {
                 "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -92,76 +89,9 @@ class _Door:
             )
         return endpoint
 
-    def _adapter(self, endpoint: Body) -> Path | None:
-        model = self._twin.store.get("model", endpoint["model_key"])
-        if model is None:
-            if ":" in endpoint["model"]:
-                raise not_found("Model", endpoint["model"])
-            return None  # a base model of the registry
-        return adapter_of(self._twin, model)
-
-
-def _question(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The body, checked."""
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise user_error(
-            "messages must be a list with at least one turn.", inner="invalid_messages"
-        )
-    turns = []
-    for place, turn in enumerate(messages):
-        if not isinstance(turn, dict) or turn.get("role") not in _ROLES:
-            raise user_error(f"messages[{place}] has no valid role.", inner="invalid_messages")
-        turns.append({"role": turn["role"], "content": _text(turn.get("content"), place)})
-    given = {key: value for key, value in body.items() if value is not None}
-    if given.get("n", 1) != 1:
-        raise user_error("n must be 1: the endpoint gives one answer.", inner="invalid_value")
-    limit = given.get("max_completion_tokens", given.get("max_tokens", 256))
-    options = given.get("stream_options")
-    seed = given.get("seed")
-    return {
-        "messages": turns,
-        "max_tokens": int(_number("max_tokens", limit, 1, 131_072)),
-        "temperature": _number("temperature", given.get("temperature", 1.0), 0, 2),
-        "top_p": _number("top_p", given.get("top_p", 1.0), 0, 1),
-        "seed": None if seed is None else int(_number("seed", seed, -(2**63), 2**63 - 1)),
-        "stop": _stop(given.get("stop")),
-        "stream": given.get("stream") is True,
-        "usage": isinstance(options, dict) and options.get("include_usage") is True,
-    }
-
-
-def _stop(value: Any) -> list[str]:
-    words = [value] if isinstance(value, str) else value or []
-    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
-        raise user_error("stop must be text, or a list of texts.", inner="invalid_value")
-    if len(words) > _MOST_STOPS:
-        raise user_error(f"stop has at most {_MOST_STOPS} texts.", inner="invalid_value")
-    return words
-
-
-def _text(content: Any, place: int) -> str:
-    """A turn's text; parts of text are joined, as clients send them."""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list) and all(
-        isinstance(p, dict) and p.get("type") == "text" for p in content
-    ):
-        return "".join(str(part.get("text", "")) for part in content)
-    raise user_error(f"messages[{place}].content must be text.", inner="invalid_messages")
-
-
-def _number(name: str, value: Any, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise user_error(f"{name} must be a number from {low} to {high}.", inner="invalid_value")
-    return value
-
 
 def _whole(frame: dict[str, Any], pieces: Iterator[Piece]) -> dict[str, Any]:
-    text, end = "", {}
-    for piece in pieces:
-        text += piece.get("delta", "")
-        end = dict(piece)
+    text, end = spoken(pieces)
     message = {"role": "assistant", "content": text, "tool_calls": None}
     choice = {
         "index": 0,

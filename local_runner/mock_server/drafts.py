@@ -105,20 +105,14 @@ class Drafts:
 
     def begin(self, container: str, name: str, *, size: int, hashed: bool) -> Upload:
         """Room for a block of that size."""
-        with self.held(container, name) as draft:
-            handle, start = draft.reserve(size)
-        return Upload(
-            handle,
-            start=start,
-            hashed=hashed,
-            on_abandon=lambda: draft.release((start, size)),
-            owner=draft,
-        )
+        given = _Room(self, container, name, size)
+        return Upload(given.take, hashed=hashed, on_abandon=given.give_back, owner=given)
 
     def keep(self, container: str, name: str, block: str, upload: Upload) -> None:
         """Remember an upload that is finished as a block."""
         with self.held(container, name) as draft:
-            if upload.owner is not draft:  # its blob was made while it came
+            assert isinstance(upload.owner, _Room)  # noqa: S101 - begin() made it
+            if upload.owner.draft is not draft:  # its blob was made while it came
                 upload.move(*draft.reserve(upload.size))
             draft.keep(block, (upload.start, upload.size))
 
@@ -134,12 +128,13 @@ class Drafts:
         if draft.ended:
             self._forget(draft)
 
-    def drop(self, container: str, name: str) -> None:
-        """Forget the blocks that no list named."""
+    def drop(self, container: str, name: str) -> bool:
+        """Forget the blocks that no list named; whether there were any."""
         if not self._place(container, name).exists():
-            return
+            return False
         with self.held(container, name) as draft:
             draft.end()
+        return True
 
     def names(self, container: str) -> list[str]:
         """The blobs to be of a container, in order."""
@@ -181,3 +176,24 @@ class Drafts:
     def _place(self, container: str, name: str) -> Path:
         key = hashlib.sha256(f"{container}/{name}".encode()).hexdigest()
         return self._folder / f"{PREFIX}{key}"
+
+
+class _Room:
+    """Room in a draft for a block that is coming."""
+
+    def __init__(self, drafts: Drafts, container: str, name: str, size: int) -> None:
+        self._drafts = drafts
+        self._place = (container, name)
+        self._size = size
+        self._start = 0
+        self.draft: Draft | None = None
+
+    def take(self) -> tuple[int, int]:
+        with self._drafts.held(*self._place) as draft:
+            self.draft = draft
+            handle, self._start = draft.reserve(self._size)
+        return handle, self._start
+
+    def give_back(self) -> None:
+        if self.draft is not None:
+            self.draft.release((self._start, self._size))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import time
 from typing import Any
 
-from local_runner.mock_server import marketplace_door
+from local_runner.mock_server import marketplace_door, served
 from local_runner.mock_server.errors import conflict, not_found, user_error
 from local_runner.mock_server.lifecycle import LIVE
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import LRO_PACE, WORKSPACE, Twin, system_data
 from local_runner.mock_server.wire import Call, Reply, Route
-from maas_client.spec.catalog import ModelEntry, find_model
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9-]{1,50}[a-zA-Z0-9]")
 _LOCATION = "/subscriptions/{sub}/providers/Microsoft.MachineLearningServices/locations/{region}"
@@ -26,8 +24,8 @@ _PROVISIONING = {
     "CreationFailed": "Failed",
     "Deleting": "Deleting",
 }
-_DEPLOY_SECONDS, _LEAVE_SECONDS = 0.3, 0.2
-"""How long an endpoint is Creating at least, while the model is loaded; and how long it is Deleting."""
+_LEAVE_SECONDS = 0.2
+"""How long an endpoint is Deleting."""
 _ENDPOINT = {
     "type": "object",
     "required": ["properties"],
@@ -219,30 +217,17 @@ class _Door:
             raise conflict(f"Endpoint {name} already exists.")
 
     def _model(self, model_id: str) -> Body:
-        """The registered model, or base model of the registry, that an id names."""
+        """The model that an id names, if it is served here."""
         site = self._twin.site
-        match = re.search(r"/models/([^/]+)(?:/versions/([^/]+))?$", model_id)
-        if match is None:
-            raise user_error(f"modelId {model_id!r} is not a model.", inner="InvalidModelId")
-        if "/registries/" in model_id:
-            entry: ModelEntry | None
-            entry, base = _of_registry(match[1], match[2])
-        else:
-            if match[2] is None:
-                raise user_error(f"modelId {model_id!r} has no version.", inner="InvalidModelId")
-            found = self._twin.store.get("model", f"{match[1]}/{match[2]}".lower())
-            if found is None:
-                raise not_found("Model", f"{match[1]}:{match[2]}")
-            entry = find_model(found["base_model"])
-            base = found | {"key": f"{match[1]}/{match[2]}".lower()}
-        if entry is not None and site.region not in entry.deploy_regions:
+        entry, model = served.find_served(self._twin, model_id)
+        if site.region not in entry.deploy_regions:
             raise user_error(
                 f"{entry.name} : Serverless deployment not supported in {site.region}.",
                 inner="ModelNotSupportedByMaaS",
             )
-        if entry is not None and entry.is_retired(site.as_of):
+        if entry.is_retired(site.as_of):
             raise user_error(f"{entry.name} was retired on {entry.retired}.", inner="ModelRetired")
-        return base
+        return model
 
     def _found(self, call: Call) -> Body:
         self._twin.check_workspace(call.params)
@@ -276,32 +261,8 @@ class _Door:
         }
 
 
-def _of_registry(name: str, version: str | None) -> tuple[ModelEntry, Body]:
-    entry = find_model(name)
-    if entry is None:
-        raise not_found("Model", name)
-    if version is not None and version not in entry.versions:
-        raise not_found("Model", f"{entry.name}:{version}")
-    return entry, {
-        "name": entry.name,
-        "version": None,
-        "base_model": entry.name,
-        "key": entry.name,
-    }
-
-
 def _state(twin: Twin, endpoint: Body) -> str:
-    """Once online, always online: the model is loaded again when a question needs it."""
-    if endpoint["online"]:
-        return "Online"
-    if twin.speaker.fault() is not None:
-        return "CreationFailed"
-    young = time.time() - endpoint["at"] < _DEPLOY_SECONDS
-    if young or not twin.speaker.is_ready(endpoint["base_model"]):
-        return "Creating"
-    with contextlib.suppress(KeyError):  # deleted meanwhile
-        twin.store.change("endpoint", endpoint["name"].lower(), online=True)
-    return "Online"
+    return served.state(twin, "endpoint", endpoint["name"].lower(), endpoint)
 
 
 def _body(twin: Twin, name: str, model_id: str, model: Body) -> Body:
@@ -310,7 +271,7 @@ def _body(twin: Twin, name: str, model_id: str, model: Body) -> Body:
         "model_id": model_id,
         "model_key": model["key"],
         "base_model": model["base_model"],
-        "model": f"{model['name']}:{model['version']}" if model["version"] else model["name"],
+        "model": served.label(model),
         "keys": [twin.dice.key(), twin.dice.key()],
         "online": False,
         "created": twin.clock.iso(),

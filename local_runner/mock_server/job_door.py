@@ -241,12 +241,18 @@ class _Door:
         return Reply(body={"value": [history(run) for run in below], "nextLink": None})
 
     def patch(self, call: Call) -> Reply:
-        """What `jobs.update`, `archive` and `restore` send."""
+        """What `jobs.update`, `archive` and `restore` send: tags and properties are merged."""
         given = call.json()
         with self._twin.store.transaction():
             job = self._found(call)
             wire = job["wire"]
+            merged = {key: wire.get(key) for key in ("tags", "properties")}
             wire |= {key: given[key] for key, kind in _MUTABLE if isinstance(given.get(key), kind)}
+            wire |= {
+                key: (before or {}) | given[key]
+                for key, before in merged.items()
+                if isinstance(given.get(key), dict)
+            }
             archived = given.get("hidden")
             fields = {"archived": archived} if isinstance(archived, bool) else {}
             job = self._twin.store.change("job", job["key"], wire=wire, **fields)

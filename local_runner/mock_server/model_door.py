@@ -132,8 +132,9 @@ class _Door:
     def delete(self, call: Call) -> Reply:
         model = self._found(call)
         users = [
-            doc.body["name"]
-            for doc in self._twin.store.list("endpoint")
+            doc.body.get("endpoint", doc.body["name"])
+            for kind in ("endpoint", "deployment")
+            for doc in self._twin.store.list(kind)
             if doc.body["model_key"] == _key(model)
         ]
         if users:

@@ -14,7 +14,8 @@ from local_runner.mock_server.judge import Accepted, accept, read_job, take
 from local_runner.mock_server.sizes import SIZES, find_size
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import Twin
-from maas_client.spec.hyperparameters import KNOBS
+from maas_client.spec.catalog import find_model
+from maas_client.spec.hyperparameters import KNOBS, read
 
 _BINDING = re.compile(r"\$\{\{parent\.(inputs|outputs)\.([^}]+)\}\}")
 _COMPONENT = re.compile(
@@ -53,7 +54,7 @@ def judge(twin: Twin, name: str, properties: dict[str, Any], folder: Path) -> Ac
         if "default" in given
     } | node.inputs
     _check_machines(twin, values)
-    accepted = accept(twin, read_job(_job(name, properties, values)), folder)
+    accepted = accept(twin, read_job(_job(name, properties, values, node.inputs)), folder)
     if test := values.get("test_file_path"):
         take(twin, test, "test_file_path", folder / "test_data.jsonl")
     pipeline = {"node": node.name, "component": node.component, "bound": node.bound}
@@ -223,8 +224,23 @@ def _check_machines(twin: Twin, values: dict[str, str]) -> None:
             )
 
 
-def _job(name: str, properties: dict[str, Any], values: dict[str, str]) -> dict[str, Any]:
-    """The pipeline as a job file. What the component's own defaults say is said too."""
+def _knobs(values: dict[str, str], given: dict[str, str]) -> dict[str, str]:
+    """The hyperparameters that are given, and the component's defaults where any others would count."""
+    match = re.search(r"/models/([^/]+)", values["mlflow_model_path"])
+    entry = find_model(match[1]) if match else None
+    models = entry.defaults if entry else {}
+    return {
+        key: text
+        for key, text in values.items()
+        if key in KNOBS
+        and (key in given or key in models or read(KNOBS[key], text) != KNOBS[key].default)
+    }
+
+
+def _job(
+    name: str, properties: dict[str, Any], values: dict[str, str], given: dict[str, str]
+) -> dict[str, Any]:
+    """The pipeline as a job file."""
     compute = values["compute_finetune"]
     serverless = compute.lower() == managed.SERVERLESS
     validation = values.get("validation_file_path")
@@ -240,7 +256,7 @@ def _job(name: str, properties: dict[str, Any], values: dict[str, str]) -> dict[
         "model": {"path": values["mlflow_model_path"], "type": "mlflow_model"},
         "training_data": {"path": values["train_file_path"], "type": "uri_file"},
         "validation_data": {"path": validation, "type": "uri_file"} if validation else None,
-        "hyperparameters": {key: text for key, text in values.items() if key in KNOBS},
+        "hyperparameters": _knobs(values, given),
         # Nothing is registered under it; but a job without such an output is refused.
         "outputs": {"registered_model": {"name": "pipeline", "type": "mlflow_model"}},
         "compute": None if serverless else compute,

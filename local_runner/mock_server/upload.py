@@ -17,29 +17,34 @@ _PIECES = 256
 
 
 class Upload:
-    """Bytes on their way into a file, from a place in it on; constant memory."""
+    """Bytes on their way into a file, from a place in it on; constant memory.
+
+    Args:
+        room: opens the file, in a thread, and says where in it there is room.
+        hashed: whether the MD5 is wanted.
+        on_abandon: takes away what an upload that breaks off has left.
+        owner: who gives the room.
+    """
 
     def __init__(
         self,
-        handle: int,
+        room: Callable[[], tuple[int, int]],
         *,
-        start: int = 0,
         hashed: bool,
         on_abandon: Callable[[], None],
-        owner: object = None,
+        owner: object,
     ) -> None:
-        self._handle = handle
+        self._room = room
+        self._handle = -1
         self._digest = hashlib.md5(usedforsecurity=False) if hashed else None  # the protocol's own
         self._on_abandon = on_abandon
         self._held: list[bytes] = []
         # A thread may still be writing when the reader of the request gives up, and the number of a
         # closed handle is soon another file's.
         self._lock = threading.Lock()
-        self._open = True
+        self._over = False
         self.owner = owner
-        """Who gave the room."""
-        self.start = start
-        self.size = 0
+        self.start = self.size = 0
 
     def hold(self, parts: list[bytes]) -> None:
         """Keep the last parts in mind; who finishes the upload writes them."""
@@ -48,8 +53,10 @@ class Upload:
     def write(self, parts: Sequence[bytes]) -> None:
         """Append them."""
         with self._lock:
-            if not self._open:
+            if self._over:
                 return
+            if self._handle < 0:  # not before: making a file can take longer than all the rest
+                self._handle, self.start = self._room()
             for first in range(0, len(parts), _PIECES):
                 self._write(parts[first : first + _PIECES])
 
@@ -81,9 +88,9 @@ class Upload:
         self._on_abandon()
 
     def _close(self) -> None:
-        if self._open:
+        if self._handle >= 0 and not self._over:
             os.close(self._handle)
-        self._open = False
+        self._over = True
 
     def _write(self, parts: Sequence[bytes]) -> None:
         total = sum(len(part) for part in parts)
