@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check soak live clean
+.PHONY: demo test check matrix soak live clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   the main job end to end, on this machine, with no account and no GPU"
 	@echo "make test   every test (under 10 minutes)"
 	@echo "make check  format, lint, types, import contracts, quick tests"
+	@echo "make matrix every call under azure-ai-ml 1.28, 1.32 and 1.35, against the mock (five minutes)"
 	@echo "make live   the same journey on your own Azure ML workspace (costs money; docs/azure-ml.md)"
 
 # torch first: anything else that wants it would bring its CUDA build.
@@ -39,8 +40,12 @@ check: $(VENV)/.ready
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/unit -q
 
+# One virtual environment per version, under .matrix/; the result is in tests/fidelity/MATRIX.md.
+matrix: $(VENV)/.ready
+	$(BIN)/python -m tests.fidelity.matrix
+
 live: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/live -m live -s -p no:randomly
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis runs
+	rm -rf $(VENV) .matrix .mypy_cache .ruff_cache .pytest_cache .hypothesis runs

@@ -61,6 +61,11 @@ def quiet(call: Any, *arguments: Any, **keywords: Any) -> str:
     return words.getvalue()
 
 
+def names(jobs: Any) -> list[str | None]:
+    """The jobs' names; azure-ai-ml 1.28 and 1.32 list a fine-tuning job as None."""
+    return [job and job.name for job in jobs]
+
+
 workspace, registry = clients()
 ws = workspace.workspaces.get(os.environ["AZUREML_WORKSPACE_NAME"])
 seen["workspace"] = [ws.name, ws.location, bool(ws.discovery_url)]
@@ -154,10 +159,10 @@ long.name = "to-cancel"
 workspace.jobs.create_or_update(long)
 workspace.jobs.begin_cancel("to-cancel").result()
 seen["cancelled"] = str(workspace.jobs.get("to-cancel").status)
-seen["list"] = [entry.name for entry in workspace.jobs.list()]
+seen["list"] = names(workspace.jobs.list())
 workspace.jobs.archive("to-cancel")
-seen["list after archive"] = [entry.name for entry in workspace.jobs.list()]
-seen["list archived"] = [entry.name for entry in workspace.jobs.list(list_view_type="ArchivedOnly")]
+seen["list after archive"] = names(workspace.jobs.list())
+seen["list archived"] = names(workspace.jobs.list(list_view_type="ArchivedOnly"))
 workspace.jobs.restore("to-cancel")
 
 quiet(workspace.jobs.download, "by-function", download_path=FOLDER / "artifacts")

@@ -1,301 +1,424 @@
-"""What the service refuses: status, code, inner code and text, over the wire. And the doors themselves."""
+"""What the service refuses: the exception that the SDK's user gets, status, codes and text in ARM's form."""
 
 from __future__ import annotations
 
 import copy
-import datetime as dt
 import json
+import os
 import ssl
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from local_runner.mock_server import tls
 from maas_client.spec.rundir import read_json
 from tests.conftest import ROW
-from tests.mocking import Mock, mock_command, running_mock
+from tests.mocking import Mock, running_mock
 
+CALLER = Path(__file__).with_name("sdk_caller.py")
 MODEL = "azureml://registries/azureml/models/Phi-3-mini-4k-instruct/versions/15"
+EXCEPTIONS = {
+    401: "ClientAuthenticationError",
+    404: "ResourceNotFoundError",
+    409: "ResourceExistsError",
+}
+"""What azure-core makes of a status; of every other one an HttpResponseError."""
+FILES = {
+    "good": f"{ROW}\n{ROW.replace('tap', 'door')}\n",
+    "misspelt": '{"mesages": []}\n',
+    "unreadable": "{\n",
+    "empty": "",
+    "silent": '{"messages": [{"role": "user", "content": "Where is the tap?"}]}\n',
+    "stranger": ROW.replace('"role": "user"', '"role": "stranger"') + "\n",
+}
 
 
-@pytest.fixture(scope="module")
-def mock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mock]:
-    with running_mock(tmp_path_factory.mktemp("mock"), "--engine", "simulate") as running:
-        yield running
+@dataclass(frozen=True)
+class Place:
+    """A mock, as a client that no SDK stands before sees it."""
 
+    mock: Mock
+    line: httpx.Client
+    token: str
 
-@pytest.fixture(scope="module")
-def client(mock: Mock) -> Iterator[httpx.Client]:
-    context = ssl.create_default_context(cafile=mock.state.ca)
-    context.verify_flags |= ssl.VERIFY_X509_STRICT
-    token = httpx.get(
-        f"{mock.state.identity_endpoint}?resource=x",
-        headers={"X-IDENTITY-HEADER": mock.state.identity_header},
-    ).json()["access_token"]
-    headers = {"Authorization": f"Bearer {token}"}
-    with httpx.Client(base_url=mock.state.url, verify=context, headers=headers, timeout=30) as made:
-        yield made
+    @property
+    def path(self) -> str:
+        state = self.mock.state
+        return (
+            f"/subscriptions/{state.subscription_id}/resourceGroups/{state.resource_group}"
+            f"/providers/Microsoft.MachineLearningServices/workspaces/{state.workspace}"
+        )
 
-
-@pytest.fixture(scope="module")
-def place(mock: Mock) -> str:
-    state = mock.state
-    return (
-        f"/subscriptions/{state.subscription_id}/resourceGroups/{state.resource_group}"
-        f"/providers/Microsoft.MachineLearningServices/workspaces/{state.workspace}"
-    )
-
-
-@pytest.fixture(scope="module")
-def data(client: httpx.Client, place: str) -> dict[str, str]:
-    """Data assets: good rows, bad rows, and one whose blob is not there."""
-    store = client.get(f"{place}/datastores/workspaceblobstore").json()["properties"]
-    bodies = {"good": f"{ROW}\n{ROW.replace('tap', 'door')}\n", "bad": '{"mesages": []}\n'}
-    assets = {}
-    for name in ("good", "bad", "gone"):
-        if name in bodies:
-            url = f"/mockacct.blob.core.local/{store['containerName']}/{name}/rows.jsonl"
-            put = client.put(
-                url, content=bodies[name].encode(), headers={"x-ms-blob-type": "BlockBlob"}
-            )
-            assert put.status_code == 201
-        uri = f"azureml://datastores/workspaceblobstore/paths/{name}/rows.jsonl"
-        body = {"properties": {"dataUri": uri, "dataType": "uri_file"}}
-        made = client.put(f"{place}/data/{name}/versions/1", json=body)
-        assert made.status_code == 201
-        assets[name] = made.json()["id"]
-    return assets
-
-
-def job_body(data: dict[str, str]) -> dict[str, Any]:
-    return {
-        "properties": {
-            "jobType": "FineTuning",
-            "displayName": "x",
-            "experimentName": "x",
-            "isArchived": False,
-            "fineTuningDetails": {
-                "modelProvider": "Custom",
-                "taskType": "chatCompletion",
-                "model": {"uri": MODEL, "jobInputType": "mlflow_model"},
-                "trainingData": {"uri": data["good"], "jobInputType": "uri_file"},
-                "hyperParameters": {"learning_rate": "0.00002"},
-            },
-            "outputs": {
-                "registered_model": {"assetName": "tuned", "jobOutputType": "mlflow_model"}
-            },
+    @property
+    def described(self) -> dict[str, str]:
+        state = self.mock.state
+        return {
+            "url": state.url,
+            "token": self.token,
+            "subscription": state.subscription_id,
+            "group": state.resource_group,
+            "workspace": state.workspace,
+            "place": self.path,
+            "id": self.line.get(self.path).json()["properties"]["workspaceId"],
         }
+
+    @contextmanager
+    def controls(self, settings: dict[str, Any]) -> Iterator[None]:
+        """Other settings for as long as the block lasts."""
+        secret = read_json(self.mock.home / "secrets.json")["control"]
+        headers = {"Authorization": f"Bearer {secret}"}
+        set_to = self.line.patch("/__mock__/controls", json=settings, headers=headers)
+        assert set_to.status_code == 200, set_to.text
+        yield
+        nothing = {"quota": {}, "faults": []}
+        self.line.patch("/__mock__/controls", json=nothing, headers=headers)
+
+
+@contextmanager
+def place_of(home: Path, *options: str) -> Iterator[Place]:
+    with running_mock(home, "--engine", "simulate", "--simulate-seconds", "0.2", *options) as mock:
+        context = ssl.create_default_context(cafile=mock.state.ca)
+        who = {"X-IDENTITY-HEADER": mock.state.identity_header}
+        given = httpx.get(f"{mock.state.identity_endpoint}?resource=x", headers=who)
+        token = given.json()["access_token"]
+        headers = {"Authorization": f"Bearer {token}"}
+        with httpx.Client(base_url=mock.state.url, verify=context, headers=headers) as line:
+            yield Place(mock, line, token)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A workspace with good and bad data, a model that was tuned, and an endpoint that serves it."""
+    with place_of(tmp_path_factory.mktemp("here")) as place:
+        store = place.line.get(f"{place.path}/datastores/workspaceblobstore").json()["properties"]
+        for name in (*FILES, "gone"):
+            if name in FILES:
+                url = f"/mockacct.blob.core.local/{store['containerName']}/{name}/rows.jsonl"
+                kind = {"x-ms-blob-type": "BlockBlob"}
+                put = place.line.put(url, content=FILES[name].encode(), headers=kind)
+                assert put.status_code == 201, put.text
+            uri = f"azureml://datastores/workspaceblobstore/paths/{name}/rows.jsonl"
+            body = {"properties": {"dataUri": uri, "dataType": "uri_file"}}
+            made = place.line.put(f"{place.path}/data/{name}/versions/1", json=body)
+            assert made.status_code == 201, made.text
+        made = place.line.put(f"{place.path}/jobs/kept", json={"properties": job(place)})
+        assert made.status_code == 201, made.text
+        end = time.monotonic() + 60
+        while place.line.get(f"{place.path}/models/tuned/versions/1").status_code != 200:
+            assert time.monotonic() < end, place.line.get(f"{place.path}/jobs/kept").text
+            time.sleep(0.05)
+        made = place.line.put(f"{place.path}/serverlessEndpoints/live", json=endpoint(place))
+        assert made.status_code == 201, made.text
+        yield place
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A workspace in another region, after Phi-3 was retired."""
+    options = ("--as-of", "2025-08-30", "--region", "westus")
+    with place_of(tmp_path_factory.mktemp("elsewhere"), *options) as place:
+        yield place
+
+
+@pytest.fixture(scope="module")
+def sdk(
+    here: Place, elsewhere: Place, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Evaluates an expression where azure-ai-ml is."""
+    bundle = tmp_path_factory.mktemp("authorities") / "both.pem"
+    authorities = [Path(place.mock.state.ca).read_text() for place in (here, elsewhere)]
+    bundle.write_text("".join(authorities))
+    bare = {
+        key: value for key, value in os.environ.items() if not key.startswith(("AZURE", "ARM_"))
+    }
+    bare.pop("CURL_CA_BUNDLE", None)
+    with subprocess.Popen(
+        [sys.executable, str(CALLER)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=bare | {"REQUESTS_CA_BUNDLE": str(bundle)},
+        cwd=bundle.parent,  # outside a git checkout, whose state the SDK would send
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        questions, answers = child.stdin, child.stdout
+
+        def ask(value: Any) -> None:
+            questions.write(json.dumps(value) + "\n")
+            questions.flush()
+
+        def evaluate(expression: str) -> dict[str, Any]:
+            ask(expression)
+            answer: dict[str, Any] = json.loads(answers.readline())
+            return answer
+
+        ask({"here": here.described, "elsewhere": elsewhere.described})
+        yield evaluate
+        questions.close()
+
+
+def job(place: Place) -> dict[str, Any]:
+    data = {"uri": f"{place.path}/data/good/versions/1", "jobInputType": "uri_file"}
+    return {
+        "jobType": "FineTuning",
+        "displayName": "x",
+        "experimentName": "x",
+        "fineTuningDetails": {
+            "modelProvider": "Custom",
+            "taskType": "chatCompletion",
+            "model": {"uri": MODEL, "jobInputType": "mlflow_model"},
+            "trainingData": data,
+            "validationData": data,
+            "hyperParameters": {"learning_rate": "0.00002"},
+        },
+        "outputs": {"registered_model": {"assetName": "tuned", "jobOutputType": "mlflow_model"}},
     }
 
 
-Edit = Callable[[dict[str, Any], dict[str, str]], None]
+def endpoint(place: Place, model: str = "") -> dict[str, Any]:
+    own = f"{place.path}/models/tuned/versions/1"
+    return {"properties": {"modelSettings": {"modelId": model or own}}, "location": "eastus2"}
 
 
-def model(uri: str) -> Edit:
-    return lambda body, _: body["fineTuningDetails"]["model"].update(uri=uri)
+def check(
+    status: int, body: str, headers: dict[str, str], wanted: tuple[int, str, str, str]
+) -> None:
+    """ARM's envelope with the status, both codes and the words."""
+    assert status == wanted[0], body
+    error = json.loads(body)["error"]
+    assert error["code"] == wanted[1]
+    assert wanted[3] in error["message"]
+    told = {entry["type"]: entry["info"]["value"] for entry in error.get("additionalInfo", ())}
+    assert told.get("InnerError", {}).get("code", "") == wanted[2]
+    if wanted[2]:
+        wire = {"ComponentName", "Correlation", "Environment", "Location", "Time", "InnerError"}
+        assert set(told) == wire
+    assert headers["x-ms-response-type"] == "error"
+    assert "retry-after" not in headers  # it would make the SDK try a hopeless request again
 
 
-def knob(**values: Any) -> Edit:
-    return lambda body, _: body["fineTuningDetails"]["hyperParameters"].update(values)
-
-
-def details(**values: Any) -> Edit:
-    return lambda body, _: body["fineTuningDetails"].update(values)
-
-
-def training(uri: str) -> Edit:
-    return lambda body, _: body["fineTuningDetails"]["trainingData"].update(uri=uri)
-
-
-def asset(name: str) -> Edit:
-    return lambda body, data: body["fineTuningDetails"]["trainingData"].update(uri=data[name])
-
-
-def drop(key: str) -> Edit:
-    return lambda body, _: body["fineTuningDetails"].pop(key)
-
-
-def top(**values: Any) -> Edit:
-    return lambda body, _: body.update(values)
-
-
-REGISTRY = "azureml://registries/azureml/models"
-REFUSED: list[tuple[str, Edit, int, str, str]] = [
-    ("unknown registry", model("azureml://registries/nowhere/models/Phi-3-mini-4k-instruct/versions/15"), 404, "NotFoundError", "Registry nowhere"),
-    ("unknown model", model(f"{REGISTRY}/Phi-9/versions/1"), 404, "NotFoundError", "Phi-9"),
-    ("unknown version", model(f"{REGISTRY}/Phi-3-mini-4k-instruct/versions/99"), 404, "NotFoundError", "Phi-3-mini-4k-instruct:99"),
-    ("Phi-3-small is not serverless", model(f"{REGISTRY}/Phi-3-small-8k-instruct/versions/6"), 400, "ModelNotSupportedByMaaS", "Phi-3-small-8k-instruct : Serverless FineTuning not supported in eastus2."),
-    ("no model", drop("model"), 400, "MissingInput", "model.uri"),
-    ("no training data", drop("trainingData"), 400, "MissingInput", "trainingData.uri"),
-    ("no task", drop("taskType"), 400, "InvalidJobDefinition", "task"),
-    ("bad task", details(taskType="chatting"), 400, "InvalidJobDefinition", "task"),
-    ("a task whose rows are unknown", details(taskType="TextTranslation"), 400, "UnsupportedTask", "text_translation"),
-    ("another provider", details(modelProvider="AzureOpenAI"), 400, "UnsupportedModelProvider", "AzureOpenAI"),
-    ("another kind of job", top(jobType="Command"), 400, "UnsupportedJobType", "Command"),
-    ("no details", top(fineTuningDetails=None), 400, "MissingFineTuningDetails", "fineTuningDetails"),
-    ("no output name", top(outputs={}), 400, "MissingOutputName", "outputs.registered_model.name"),
-    ("bad output name", top(outputs={"registered_model": {"assetName": "a b", "jobOutputType": "mlflow_model"}}), 400, "InvalidJobDefinition", "name"),
-    ("unknown data asset", training("/subscriptions/x/workspaces/y/data/absent/versions/1"), 404, "NotFoundError", "absent:1"),
-    ("data that is gone", asset("gone"), 404, "DataNotFound", "gone/rows.jsonl"),
-    ("data elsewhere", training("https://example.invalid/rows.jsonl"), 400, "UnsupportedDataUri", "cannot be read"),
-    ("unknown datastore", training("azureml://datastores/other/paths/x.jsonl"), 404, "NotFoundError", "other"),
-    ("malformed rows", asset("bad"), 400, "InvalidTrainingData", "line 1"),
-    ("unknown hyperparameter", knob(lerning_rate="1"), 400, "InvalidHyperParameter", "learning_rate"),
-    ("learning rate too large for the model", knob(learning_rate="0.001"), 400, "InvalidHyperParameter", "5e-05"),
-    ("learning rate is a word", knob(learning_rate="banana"), 400, "InvalidHyperParameter", "banana"),
-    ("a number, not a string", knob(learning_rate=0.1), 400, "InvalidHyperParameter", "string"),
-    ("epochs of nothing", knob(num_train_epochs="0"), 400, "InvalidHyperParameter", "num_train_epochs"),
-    ("rank of nothing", knob(lora_r="0"), 400, "InvalidHyperParameter", "lora_r"),
-    ("a schedule nobody has", knob(lr_scheduler_type="zigzag"), 400, "InvalidHyperParameter", "lr_scheduler_type"),
-    ("what only a local run has", knob(use_dora="true"), 400, "InvalidHyperParameter", "use_dora"),
+# The call, as azure-ai-ml's user writes it; status, code, inner code, words. `None` for the inner code's
+# form: Azure Resource Manager's own errors have none.
+NONE = ""
+CALLS = [
+    # who asks, and where
+    ("ml(token='').workspaces.get('mock-workspace')", 401, "AuthenticationFailed", NONE, "missing"),
+    ("ml(token='nonsense').workspaces.get('mock-workspace')", 401, "AuthenticationFailed", NONE, "invalid"),
+    ("ml(token='a.b.c').jobs.get('kept')", 401, "AuthenticationFailed", NONE, "invalid"),
+    ("ml(subscription='11111111-0000-0000-0000-000000000000').jobs.get('kept')", 404, "SubscriptionNotFound", NONE, "11111111"),
+    ("ml(group='other-group').jobs.get('kept')", 404, "ResourceGroupNotFound", NONE, "other-group"),
+    ("ml(workspace='other').jobs.get('kept')", 404, "ResourceNotFound", NONE, "workspaces/other"),
+    ("ml(workspace='other').jobs.list()", 404, "ResourceNotFound", NONE, "workspaces/other"),
+    ("ml(workspace='other').workspaces.get('other')", 404, "ResourceNotFound", NONE, "workspaces/other"),
+    # what is not there
+    ("ml(registry='nowhere')", 404, "UserError", "NotFoundError", "Registry nowhere"),
+    ("ml(registry='azureml').models.get('Phi-9', version='1')", 404, "UserError", "NotFoundError", "Phi-9"),
+    ("ml(registry='azureml').models.get(PHI, version='99')", 404, "UserError", "NotFoundError", f"{MODEL.split('/')[5]}:99"),
+    ("ml().jobs.get('absent')", 404, "UserError", "NotFoundError", "Run absent"),
+    ("ml().jobs.begin_cancel('absent')", 404, "UserError", "NotFoundError", "Run absent"),
+    ("ml().jobs.begin_delete('absent')", 404, "UserError", "NotFoundError", "Run absent"),
+    ("ml().jobs.archive('absent')", 404, "UserError", "NotFoundError", "Run absent"),
+    ("ml().models.get('absent', version='1')", 404, "UserError", "NotFoundError", "Model absent:1"),
+    ("ml().models.archive('tuned', version='9')", 404, "UserError", "NotFoundError", "Model tuned:9"),
+    ("ml().models.list(name='absent')", 404, "UserError", "NotFoundError", "Model absent"),
+    ("ml().data.get('absent', version='1')", 404, "UserError", "NotFoundError", "absent:1"),
+    ("ml().data.archive('absent')", 404, "UserError", "NotFoundError", "absent"),
+    ("ml().datastores.get('other')", 404, "UserError", "NotFoundError", "Datastore other"),
+    ("ml().serverless_endpoints.get('absent')", 404, "UserError", "NotFoundError", "absent"),
+    ("ml().serverless_endpoints.get_keys('absent')", 404, "UserError", "NotFoundError", "absent"),
+    ("ml().marketplace_subscriptions.get('absent')", 404, "UserError", "NotFoundError", "absent"),
+    # the model of a job
+    ("submit(model='azureml://registries/nowhere/models/Phi-3-mini-4k-instruct/versions/15')", 404, "UserError", "NotFoundError", "Registry nowhere"),
+    ("submit(model=f'{REGISTRY}/Phi-9/versions/1')", 404, "UserError", "NotFoundError", "Phi-9"),
+    ("submit(model=f'{REGISTRY}/{PHI}/versions/99')", 404, "UserError", "NotFoundError", "Phi-3-mini-4k-instruct:99"),
+    ("submit(model=f'{REGISTRY}/Phi-3-small-8k-instruct/versions/6')", 400, "UserError", "ModelNotSupportedByMaaS", "Phi-3-small-8k-instruct : Serverless FineTuning not supported in eastus2."),
+    ("submit('elsewhere')", 400, "UserError", "ModelNotSupportedByMaaS", "Phi-3-mini-4k-instruct : Serverless FineTuning not supported in westus."),
+    ("submit('elsewhere', model=f'{REGISTRY}/Phi-3.5-mini-instruct/versions/7')", 400, "UserError", "ModelRetired", "was retired on 2025-08-30"),
+    # its data
+    ("submit(training_data=asset('absent'))", 404, "UserError", "NotFoundError", "absent:1"),
+    ("submit(training_data='azureml:absent:3')", 404, "UserError", "NotFoundError", "absent:3"),
+    ("submit(training_data=asset('gone'))", 404, "UserError", "DataNotFound", "gone/rows.jsonl"),
+    ("submit(validation_data=asset('gone'))", 404, "UserError", "DataNotFound", "validationData"),
+    ("submit(training_data='https://example.invalid/rows.jsonl')", 400, "UserError", "UnsupportedDataUri", "cannot be read"),
+    ("submit(training_data='azureml://datastores/other/paths/x.jsonl')", 404, "UserError", "NotFoundError", "Datastore other"),
+    ("submit(training_data=asset('misspelt'))", 400, "UserError", "InvalidTrainingData", "line 1"),
+    ("submit(training_data=asset('unreadable'))", 400, "UserError", "InvalidTrainingData", "line 1"),
+    ("submit(training_data=asset('silent'))", 400, "UserError", "InvalidTrainingData", "line 1"),
+    ("submit(training_data=asset('stranger'))", 400, "UserError", "InvalidTrainingData", "line 1"),
+    ("submit(training_data=asset('empty'))", 400, "UserError", "InvalidTrainingData", "holds no row"),
+    ("submit(validation_data=asset('misspelt'))", 400, "UserError", "InvalidTrainingData", "line 1"),
+    # its task, name and output
+    ("submit(task='chatting')", 400, "UserError", "InvalidJobDefinition", "task"),
+    ("submit(task=FineTuningTaskType.TEXT_TRANSLATION)", 400, "UserError", "UnsupportedTask", "text_translation"),
+    ("submit(name='a' * 256)", 400, "UserError", "InvalidJobName", "is not a job name"),
+    ("submit(name='-first')", 400, "UserError", "InvalidJobName", "is not a job name"),
+    ("submit(name='kept', hyperparameters={'learning_rate': '0.00003'})", 409, "UserError", "ConflictError", "kept already exists"),
+    ("ml().jobs.begin_cancel('kept')", 400, "UserError", "RunInTerminalState", "Completed"),
+    # each hyperparameter: unknown, out of bounds, of the wrong type
+    ("knob(lerning_rate='1')", 400, "UserError", "InvalidHyperParameter", "learning_rate"),
+    ("knob(learning_rate='banana')", 400, "UserError", "InvalidHyperParameter", "banana"),
+    ("knob(learning_rate='0.001')", 400, "UserError", "InvalidHyperParameter", "5e-05"),
+    ("knob(learning_rate='1e-9')", 400, "UserError", "InvalidHyperParameter", "5e-07"),
+    ("knob(learning_rate='nan')", 400, "UserError", "InvalidHyperParameter", "learning_rate"),
+    ("knob(num_train_epochs='0')", 400, "UserError", "InvalidHyperParameter", "num_train_epochs"),
+    ("knob(num_train_epochs='two')", 400, "UserError", "InvalidHyperParameter", "num_train_epochs"),
+    ("knob(per_device_train_batch_size='0')", 400, "UserError", "InvalidHyperParameter", "per_device_train_batch_size"),
+    ("knob(gradient_accumulation_steps='-1')", 400, "UserError", "InvalidHyperParameter", "gradient_accumulation_steps"),
+    ("knob(max_seq_length='many')", 400, "UserError", "InvalidHyperParameter", "max_seq_length"),
+    ("knob(warmup_ratio='2')", 400, "UserError", "InvalidHyperParameter", "warmup_ratio"),
+    ("knob(weight_decay='heavy')", 400, "UserError", "InvalidHyperParameter", "weight_decay"),
+    ("knob(lora_r='0')", 400, "UserError", "InvalidHyperParameter", "lora_r"),
+    ("knob(lora_alpha='0')", 400, "UserError", "InvalidHyperParameter", "lora_alpha"),
+    ("knob(lora_dropout='1.5')", 400, "UserError", "InvalidHyperParameter", "lora_dropout"),
+    ("knob(apply_lora='perhaps')", 400, "UserError", "InvalidHyperParameter", "apply_lora"),
+    ("knob(lr_scheduler_type='zigzag')", 400, "UserError", "InvalidHyperParameter", "lr_scheduler_type"),
+    ("knob(precision='7')", 400, "UserError", "InvalidHyperParameter", "precision"),
+    ("knob(seed='x')", 400, "UserError", "InvalidHyperParameter", "seed"),
+    ("knob(use_dora='true')", 400, "UserError", "InvalidHyperParameter", "use_dora"),
+    # endpoints
+    ("deploy('another', tuned('1'))", 400, "UserError", "ModelAlreadyDeployed", "already deployed as live"),
+    ("deploy('fresh', tuned('9'))", 404, "UserError", "NotFoundError", "tuned:9"),
+    ("deploy('live', tuned('9'))", 404, "UserError", "NotFoundError", "tuned:9"),
+    ("deploy('live', f'{REGISTRY}/{PHI}')", 409, "UserError", "ConflictError", "live already serves another model"),
+    ("deploy('fresh', f'{REGISTRY}/Phi-9')", 404, "UserError", "NotFoundError", "Phi-9"),
+    ("deploy('x', tuned('1'))", 400, "UserError", "InvalidEndpointName", "is not an endpoint name"),
+    ("deploy('1st-endpoint', tuned('1'))", 400, "UserError", "InvalidEndpointName", "is not an endpoint name"),
+    ("deploy('fresh', f'{REGISTRY}/{PHI}', 'elsewhere')", 400, "UserError", "ModelNotSupportedByMaaS", "Serverless deployment not supported in westus"),
+    ("deploy('fresh', f'{REGISTRY}/Phi-3.5-mini-instruct', 'elsewhere')", 400, "UserError", "ModelRetired", "was retired on 2025-08-30"),
+    # the marketplace
+    ("subscribe('phi', f'{REGISTRY}/{PHI}')", 400, "UserError", "MarketplaceSubscriptionNotSupported", "Microsoft model"),
+    ("subscribe('phi_4', 'azureml://registries/azureml-meta/models/Llama-2-7b')", 400, "UserError", "InvalidSubscriptionName", "phi_4"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("edit", "status", "inner", "word"),
-    [case[1:] for case in REFUSED],
-    ids=[case[0] for case in REFUSED],
+    ("expression", "wanted"), [(row[0], row[1:]) for row in CALLS], ids=[row[0] for row in CALLS]
 )
-def test_a_job_that_the_service_would_refuse_is_refused_in_its_form(
-    client: httpx.Client,
-    place: str,
-    data: dict[str, str],
-    edit: Edit,
-    status: int,
-    inner: str,
-    word: str,
+def test_a_wrong_call_raises_what_the_services_user_would_get(
+    sdk: Callable[[str], dict[str, Any]], expression: str, wanted: tuple[int, str, str, str]
 ) -> None:
-    body = copy.deepcopy(job_body(data))
-    edit(body["properties"], data)
-    answer = client.put(f"{place}/jobs/refused", json=body)
-    assert answer.status_code == status, answer.text
-    error = answer.json()["error"]
-    assert error["code"] == "UserError"
-    assert word in error["message"]
-    extra = {entry["type"]: entry["info"]["value"] for entry in error["additionalInfo"]}
-    assert extra["InnerError"]["code"] == inner
-    assert answer.headers["x-ms-response-type"] == "error"
-    assert "retry-after" not in answer.headers  # it would make the SDK try a hopeless request again
-    assert client.get(f"{place}/jobs/refused").status_code == 404
+    got = sdk(expression)
+    assert got["raised"] == EXCEPTIONS.get(wanted[0], "HttpResponseError"), got
+    assert f"({wanted[1]})" in got["words"]
+    assert wanted[3] in got["words"]
+    check(got["status"], got["body"], got["headers"], wanted)
+
+
+QUOTAS = [
+    ({"jobs": 0}, "submit(name='one-more')", "0 jobs"),
+    ({"models": 1}, "submit(name='one-more')", "1 models"),
+    ({"endpoints": 1}, "deploy('fresh', f'{REGISTRY}/{PHI}')", "1 endpoints"),
+]
+
+
+@pytest.mark.parametrize(("quota", "expression", "words"), QUOTAS)
+def test_a_used_up_quota_is_a_403_that_says_so(
+    here: Place,
+    sdk: Callable[[str], dict[str, Any]],
+    quota: dict[str, int],
+    expression: str,
+    words: str,
+) -> None:
+    with here.controls({"quota": quota}):
+        got = sdk(expression)
+    assert got["raised"] == "HttpResponseError", got
+    check(got["status"], got["body"], got["headers"], (403, "UserError", "QuotaExceeded", words))
+
+
+Edit = Callable[[dict[str, Any]], Any]
+
+
+def put_job(edit: Edit) -> Callable[[Place], Any]:
+    """A good job but for what the SDK would never send."""
+
+    def build(place: Place) -> dict[str, Any]:
+        body = copy.deepcopy(job(place))
+        edit(body)
+        return {"properties": body}
+
+    return build
+
+
+def details(**values: Any) -> Callable[[Place], Any]:
+    return put_job(lambda body: body["fineTuningDetails"].update(values))
+
+
+def given(body: Any) -> Callable[[Place], Any]:
+    return lambda _: body
+
+
+NOTHING = given(None)
+SAME = "azureml://datastores/workspaceblobstore/paths/"
+# What no SDK can say, over plain REST: method, path in the workspace, body; status, codes, words.
+WIRE: list[tuple[str, str, Callable[[Place], Any], int, str, str, str]] = [
+    ("PUT", "jobs/refused", details(model=None), 400, "UserError", "MissingInput", "model.uri"),
+    ("PUT", "jobs/refused", details(trainingData=None), 400, "UserError", "MissingInput", "trainingData.uri"),
+    ("PUT", "jobs/refused", details(taskType=None), 400, "UserError", "InvalidJobDefinition", "task"),
+    ("PUT", "jobs/refused", details(modelProvider="AzureOpenAI"), 400, "UserError", "UnsupportedModelProvider", "AzureOpenAI"),
+    ("PUT", "jobs/refused", details(hyperParameters={"learning_rate": 0.1}), 400, "UserError", "InvalidHyperParameter", "string"),
+    ("PUT", "jobs/refused", details(hyperParameters=["x"]), 400, "UserError", "InvalidHyperParameter", "names to strings"),
+    ("PUT", "jobs/refused", put_job(lambda body: body.update(fineTuningDetails=None)), 400, "UserError", "MissingFineTuningDetails", "fineTuningDetails"),
+    ("PUT", "jobs/refused", put_job(lambda body: body.update(outputs={})), 400, "UserError", "MissingOutputName", "outputs.registered_model.name"),
+    ("PUT", "jobs/refused", put_job(lambda body: body["outputs"]["registered_model"].update(assetName="a b")), 400, "UserError", "InvalidJobDefinition", "name"),
+    ("PUT", "jobs/refused", put_job(lambda body: body.update(jobType="Sweep")), 400, "UserError", "UnsupportedJobType", "Sweep"),
+    ("PUT", "jobs/refused", given({}), 400, "UserError", "InvalidRequestBody", "properties"),
+    ("PUT", "jobs/refused", given({"name": "other", "properties": {}}), 400, "UserError", "NameMismatch", "name"),
+    ("PUT", "data/a%20b/versions/1", given({"properties": {"dataUri": f"{SAME}x", "dataType": "uri_file"}}), 400, "UserError", "InvalidAssetName", "a b"),
+    ("PUT", "data/new/versions/1", given({"properties": {"dataType": "uri_file"}}), 400, "UserError", "MissingDataUri", "dataUri"),
+    ("PUT", "data/new/versions/1", given({"properties": {"dataUri": f"{SAME}x", "dataType": "table"}}), 400, "UserError", "InvalidDataType", "uri_file"),
+    ("PUT", "data/good/versions/1", given({"properties": {"dataUri": f"{SAME}other", "dataType": "uri_file"}}), 409, "UserError", "ConflictError", "cannot be updated"),
+    ("PUT", "data/good", given({"properties": {"dataType": "mltable"}}), 409, "UserError", "ConflictError", "uri_file"),
+    ("PUT", "models/tuned/versions/1", given({"properties": {"modelUri": f"{SAME}other"}}), 409, "UserError", "ConflictError", "cannot be updated"),
+    ("DELETE", "models/tuned/versions/1", NOTHING, 409, "UserError", "ConflictError", "in use by endpoint live"),
+    ("DELETE", "models/absent/versions/1", NOTHING, 404, "UserError", "NotFoundError", "absent:1"),
+    ("PUT", "serverlessEndpoints/fresh", given({"properties": {}}), 400, "UserError", "InvalidModelId", "is not a model"),
+    ("PUT", "serverlessEndpoints/fresh", lambda place: endpoint(place, MODEL.replace("/15", "/99")), 404, "UserError", "NotFoundError", "Phi-3-mini-4k-instruct:99"),
+    ("PUT", "serverlessEndpoints/fresh", lambda place: endpoint(place, f"{place.path}/models/tuned"), 400, "UserError", "InvalidModelId", "has no version"),
+    ("POST", "serverlessEndpoints/live/regenerateKeys", given({"keyType": "Third"}), 400, "UserError", "InvalidKeyType", "Primary or Secondary"),
+    ("POST", "serverlessEndpoints/live/regenerateKeys", given({"keyType": "Primary", "keyValue": "short"}), 400, "UserError", "InvalidKey", "at least 8"),
+    ("PUT", "marketplaceSubscriptions/phi", given({"properties": {"modelId": "Llama-2-7b"}}), 400, "UserError", "InvalidModelId", "Llama-2-7b"),
+    ("DELETE", "", NOTHING, 405, "MethodNotAllowed", NONE, "takes GET"),
+    ("GET", "no/such/route", NOTHING, 404, "NotFound", NONE, "no route"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("options", "inner"),
-    [
-        (("--as-of", "2025-08-30"), "ModelRetired"),
-        (("--region", "westus"), "ModelNotSupportedByMaaS"),
-    ],
+    ("method", "path", "body", "wanted"),
+    [(*row[:3], row[3:]) for row in WIRE],
+    ids=[f"{row[0]} {row[1]} {row[5] or row[4]}" for row in WIRE],
 )
-def test_the_catalogues_date_and_the_region_decide(
-    tmp_path: Path, options: tuple[str, str], inner: str
+def test_what_no_sdk_would_send_is_refused_in_the_same_form(
+    here: Place,
+    method: str,
+    path: str,
+    body: Callable[[Place], Any],
+    wanted: tuple[int, str, str, str],
 ) -> None:
-    with running_mock(tmp_path, "--engine", "simulate", *options) as other:
-        assert read_json(other.home / "server.json")[options[0][2:].replace("-", "_")] == options[1]
-        context = ssl.create_default_context(cafile=other.state.ca)
-        token = httpx.get(
-            other.state.identity_endpoint,
-            headers={"X-IDENTITY-HEADER": other.state.identity_header},
-        )
-        headers = {"Authorization": f"Bearer {token.json()['access_token']}"}
-        where = other.settings
-        base = (
-            f"/subscriptions/{where.subscription_id}/resourceGroups/{where.resource_group}"
-            f"/providers/Microsoft.MachineLearningServices/workspaces/{where.workspace}"
-        )
-        with httpx.Client(base_url=other.state.url, verify=context, headers=headers) as line:
-            answer = line.put(f"{base}/jobs/x", json=job_body({"good": "x"}))
-        assert answer.status_code == 400
-        assert inner in answer.text
+    url = f"{here.path}/{path}".rstrip("/")
+    answer = here.line.request(method, url, json=body(here))
+    check(answer.status_code, answer.text, dict(answer.headers), wanted)
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status", "code"),
-    [
-        ("GET", "/subscriptions/other/resourceGroups/mock-group/providers/Microsoft.MachineLearningServices/workspaces/mock-workspace", 404, "SubscriptionNotFound"),
-        ("GET", "{place}/jobs/absent", 404, "UserError"),
-        ("GET", "{place}/models/absent/versions/1", 404, "UserError"),
-        ("GET", "{place}/datastores/absent", 404, "UserError"),
-        ("GET", "{place}/serverlessEndpoints/absent", 404, "UserError"),
-        ("POST", "{place}/jobs/absent/cancel", 404, "UserError"),
-        ("GET", "/no/such/route", 404, "NotFound"),
-        ("DELETE", "{place}", 405, "MethodNotAllowed"),
-    ],
-)  # fmt: skip
-def test_what_is_not_there_is_a_404_in_arms_form(
-    client: httpx.Client, place: str, method: str, path: str, status: int, code: str
+def test_a_refused_job_is_not_there(here: Place, sdk: Callable[[str], dict[str, Any]]) -> None:
+    assert sdk("knob(learning_rate='banana')")["raised"] == "HttpResponseError"
+    assert here.line.get(f"{here.path}/jobs/refused").status_code == 404
+
+
+def test_the_same_job_again_is_answered_as_before(
+    here: Place, sdk: Callable[[str], dict[str, Any]]
 ) -> None:
-    answer = client.request(method, path.format(place=place))
-    assert answer.status_code == status
-    assert answer.json()["error"]["code"] == code
+    assert sdk("submit(name='kept')")["raised"] is None
+    assert here.line.get(f"{here.path}/models/tuned/versions/2").status_code == 404
 
 
-@pytest.mark.parametrize("token", ["", "nonsense", "a.b.c", "tampered"])
-def test_a_request_without_a_good_token_is_401_with_a_challenge(
-    client: httpx.Client, place: str, token: str
-) -> None:
-    good = client.headers["authorization"].removeprefix("Bearer ")
-    given = {"tampered": good[:-4] + "AAAA"}.get(token, token)
-    answer = client.get(place, headers={"Authorization": f"Bearer {given}".strip()})
-    assert answer.status_code == 401
-    assert answer.headers["www-authenticate"].startswith("Bearer ")
-
-
-@pytest.mark.parametrize("body", [b"{", b"[]", b'{"properties": 1}', b"\xff", b"[" * 100_000])
-def test_garbage_is_a_400_and_the_server_lives_on(
-    client: httpx.Client, place: str, body: bytes
-) -> None:
-    answer = client.put(
-        f"{place}/jobs/x", content=body, headers={"Content-Type": "application/json"}
-    )
-    assert answer.status_code == 400
-    assert client.get(place).status_code == 200
-
-
-def test_a_body_without_end_is_cut_off(client: httpx.Client, place: str) -> None:
-    answer = client.put(f"{place}/jobs/x", content=b" " * (5 * 1024 * 1024))
-    assert answer.status_code == 413
-
-
-def test_paths_do_not_mind_case_double_slashes_or_versions(
-    client: httpx.Client, place: str
-) -> None:
-    url = f"{client.base_url}/{place.upper().replace('/PROVIDERS', '//PROVIDERS')}"
-    assert client.get(f"{url}?api-version=2099-01-01").status_code == 200
-
-
-def test_the_certificates_pass_strict_verification_and_are_renewed_in_time(tmp_path: Path) -> None:
-    made = tls.ensure(tmp_path)
-    assert made.key.stat().st_mode & 0o077 == 0
-    kept = tls.ensure(tmp_path)
-    assert kept.chain.read_bytes() == made.chain.read_bytes()
-    before = made.chain.read_bytes(), made.ca.read_bytes()
-    later = dt.datetime.now(tz=dt.UTC) + dt.timedelta(days=380)
-    tls.ensure(tmp_path, now=later)
-    assert (made.chain.read_bytes() != before[0], made.ca.read_bytes() == before[1]) == (True, True)
-
-
-def test_status_and_reset_have_a_door_of_their_own(tmp_path: Path) -> None:
-    with running_mock(tmp_path, "--engine", "simulate") as other:
-        status = json.loads(mock_command(other.home, "status", "--json").stdout)
-        assert (status["engine"], status["as_of"], status["jobs"]) == ("simulate", "2025-06-01", {})
-        context = ssl.create_default_context(cafile=other.state.ca)
-        with httpx.Client(base_url=other.state.url, verify=context) as line:
-            assert line.post("/__mock__/reset").status_code == 401
-        assert "forgotten" in mock_command(other.home, "reset").stdout
-
-
-def test_secrets_are_in_no_log(mock: Mock, client: httpx.Client) -> None:
-    client.get("/no/such/route")
-    log = (mock.home / "server.log").read_text()
-    for secret in read_json(mock.home / "secrets.json").values():
-        assert secret not in log
-    assert (mock.home / "secrets.json").stat().st_mode & 0o077 == 0
-    assert (mock.home / "server.json").stat().st_mode & 0o077 == 0
-
-
-def test_two_servers_do_not_share_a_home(mock: Mock) -> None:
-    with pytest.raises(AssertionError, match="already serves"):
-        mock_command(mock.home, "serve", "--detach")
+def test_there_are_enough_of_them() -> None:
+    assert len(CALLS) + len(QUOTAS) + len(WIRE) >= 40
