@@ -60,8 +60,10 @@ def simulate(
         run.write_status(status)
         writer = EventWriter(run, now=clock.time)
 
-        def tell(kind: EventKind, message: str, data: Mapping[str, Any]) -> None:
-            on_event(writer.write(kind, message, data))
+        def tell(kind: EventKind, message: str, data: Mapping[str, Any]) -> Event:
+            event = writer.write(kind, message, data)
+            on_event(event)
+            return event
 
         tell("status", "SIMULATED: nothing is trained", {"status": "running"})
         if _pretend(run, _curve(plan), seconds, clock, tell):
@@ -71,9 +73,9 @@ def simulate(
             status = replace(status, status=JobStatus.SUCCEEDED)
         else:
             status = replace(status, status=JobStatus.CANCELLED, error="cancelled")
-        status = replace(status, ended_at=clock.time())
         words = f"SIMULATED: {status.error or status.status}"
-        tell("status", words, {"status": str(status.status)})
+        last = tell("status", words, {"status": str(status.status)})
+        status = replace(status, ended_at=last.at)
         run.write_status(status)
         return status
 
@@ -83,7 +85,7 @@ def _pretend(
     curve: Sequence[Mapping[str, float]],
     seconds: float,
     clock: Clock,
-    tell: Callable[..., None],
+    tell: Callable[..., Event],
 ) -> bool:
     """Write the metrics, those before a kill not again; returns False where the run is cancelled."""
     done = len(run.metrics())

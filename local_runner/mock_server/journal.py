@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from local_runner.mock_server.wire import Call
+from maas_client.spec.rundir import drop_torn_line
 
 REMOVED = "(removed)"
 MAX_KEPT = 256 * 1024
@@ -153,6 +154,8 @@ class Journal:
 
     def _open(self) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
+        if self.file.exists():
+            drop_torn_line(self.file)  # as a full disk, or a machine that went down, leaves it
         self._stream = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self._size = os.fstat(self._stream).st_size
 

@@ -289,13 +289,24 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
+_BLOCK = 64 * 1024
+
+
 def drop_torn_line(path: Path) -> None:
     """Cut off the half line that a killed writer left, so that the next line starts clean."""
     if not path.exists():
         return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        os.truncate(path, content.rfind(b"\n") + 1)
+    with path.open("rb+") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        while end:  # backwards, as the file may be long
+            start = max(0, end - _BLOCK)
+            stream.seek(start)
+            last = stream.read(end - start).rfind(b"\n")
+            if last >= 0:
+                stream.truncate(start + last + 1)
+                return
+            end = start
+        stream.truncate(0)
 
 
 def file_digest(path: Path) -> str:
