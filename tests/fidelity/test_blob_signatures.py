@@ -151,6 +151,7 @@ def test_a_signature_made_by_hand_holds_with_the_host_as_the_account(
 ) -> None:
     now = dt.datetime.now(tz=dt.UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
     headers = {"x-ms-date": now, "x-ms-version": "2021-08-06", "range": "bytes=0-2"}
+    headers |= {"x-ms-meta-a1": "by its bytes", "x-ms-meta-a_b": "this one is the second"}
     given = signed(account_key(mock), "GET", "/box/secret", headers, ["timeout:30"])
     url = {"url": "/box/secret?timeout=30", "headers": headers | {"host": HOST}}
     url["headers"] |= {"authorization": given}  # type: ignore[operator]
