@@ -33,13 +33,19 @@ class Mock:
         return found
 
     def environment(self, recipe: str = "A") -> dict[str, str]:
-        """The environment of a program that is to reach it, as `maas mock env` prints it."""
+        """The environment of a program that is to reach it, as `maas mock env` prints it.
+
+        Recipe C needs the proxy, which is started by its first use and stops with the mock.
+        """
         bare = {
             key: value
             for key, value in os.environ.items()
             if not key.startswith(("AZURE", "ARM_", "CURL"))
         }
-        lines = mock_command(self.home, "env").stdout.splitlines()
+        if recipe == "C" and not (self.home / "proxy.json").exists():
+            mock_command(self.home, "proxy", "--detach")
+        wanted = "C" if recipe == "C" else "A"
+        lines = mock_command(self.home, "env", "--recipe", wanted).stdout.splitlines()
         exports = dict(line.removeprefix("export ").split("=", 1) for line in lines if "=" in line)
         given = {key: value.strip("'") for key, value in exports.items()}
         if recipe == "B":

@@ -12,7 +12,7 @@ from io import BufferedReader
 from urllib.parse import urlsplit
 
 from local_runner.mock_server import blob_words as words
-from local_runner.mock_server.blob_place import PREFIX, Place, admit, place_of
+from local_runner.mock_server.blob_place import PREFIX, Place, admit, is_about_account, place_of
 from local_runner.mock_server.blobs import Blob
 from local_runner.mock_server.conditions import allow, not_found, not_modified
 from local_runner.mock_server.containers import Containers, not_served
@@ -79,7 +79,7 @@ class BlobDoor:
         return replace(reply, headers=headers)
 
     def _answer(self, place: Place, call: Call, upload: Upload | None) -> Reply:
-        if not place.name or call.query.get("restype") == "account":
+        if not place.name or is_about_account(call):
             return self._containers.answer(place, call)
         if "snapshot" in call.query or "versionid" in call.query:
             raise not_served(call)

@@ -55,6 +55,12 @@ def place_of(call: Call) -> Place:
     return Place(match["account"] if match else "", container, name)
 
 
+def is_about_account(call: Call) -> bool:
+    """Whether it asks what kind of account it is; it may do so at a container or a blob, too."""
+    asked = (call.query.get("restype"), call.query.get("comp"))
+    return call.method in ("GET", "HEAD") and asked == ("account", "properties")
+
+
 def admit(twin: Twin, call: Call, place: Place) -> None:
     """Let in a SAS, a shared key's signature, or the bearer of a token.
 
@@ -102,7 +108,7 @@ def _request(twin: Twin, call: Call, place: Place) -> Request:
 def _need(call: Call, place: Place) -> Need:
     """What the operation asks of a SAS, by the service's table."""
     comp = call.query.get("comp", "")
-    if call.query.get("restype") == "account":
+    if is_about_account(call):
         return Need(_ANY, "")
     if not place.container:
         return Need("l", "s", by_service=False)

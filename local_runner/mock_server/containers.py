@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from local_runner.mock_server import blob_words as words
-from local_runner.mock_server.blob_place import Place
+from local_runner.mock_server.blob_place import Place, is_about_account
 from local_runner.mock_server.blob_words import Entry
 from local_runner.mock_server.blobs import Blob
 from local_runner.mock_server.signatures import refusal
@@ -45,7 +45,9 @@ class Containers:
     def answer(self, place: Place, call: Call) -> Reply:
         """Do what is asked of a container, or of the account."""
         asked = (call.method, call.query.get("comp", ""))
-        if not place.container or call.query.get("restype") == "account":
+        if is_about_account(call):
+            return Reply(200, headers=_ACCOUNT)
+        if not place.container:
             return self._of_account(call)
         if asked == ("PUT", ""):
             return self._create(place.container, call)
@@ -66,8 +68,6 @@ class Containers:
     def _of_account(self, call: Call) -> Reply:
         if call.query.get("comp") == "list" and call.method == "GET":
             return self._all(call)
-        if call.query.get("restype") == "account" and call.method in ("GET", "HEAD"):
-            return Reply(200, headers=_ACCOUNT)
         raise not_served(call)
 
     def _find(self, name: str) -> dict[str, Any] | None:

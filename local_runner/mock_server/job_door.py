@@ -118,7 +118,7 @@ class _Door:
         return Reply(201, self._shown(job, call, fresh=True), self._location(name))
 
     def _changed(self, job: Body, given: dict[str, Any]) -> Body:
-        """The job with what may change of it: the first azure-ai-ml versions archive and update so."""
+        """The job with what may change of it: azure-ai-ml 1.28 and 1.32 archive and update so."""
         with self._twin.store.transaction():
             job = self._twin.store.get("job", job["key"]) or job
             wire, archived = job["wire"], given.get("isArchived")

@@ -11,7 +11,7 @@ from typing import Any
 from local_runner.mock_server import component_door, managed
 from local_runner.mock_server.errors import ServiceError, user_error
 from local_runner.mock_server.judge import Accepted, accept, read_job, take
-from local_runner.mock_server.sizes import SIZES, find_size
+from local_runner.mock_server.sizes import SIZES, Size, find_size
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import Twin
 from maas_client.spec.catalog import find_model
@@ -209,19 +209,30 @@ def _fault(known: dict[str, Any], text: str) -> str:
 
 
 def _check_machines(twin: Twin, values: dict[str, str]) -> None:
-    """Every step's compute is there, and has the GPUs that the job counts on."""
+    """Every step's compute is there, and has the nodes and GPUs that the job counts on."""
     for room in _ROOMS:
         compute, kind = values[f"compute_{room}"], values[f"instance_type_{room}"]
         if compute.lower() == managed.SERVERLESS:
-            size = find_size(kind, twin.site.region)
+            size, nodes = find_size(kind, twin.site.region), None
         else:
-            size = SIZES[managed.find_compute(twin, compute)["size"].lower()]
-        wanted = int(values["number_of_gpu_to_use_finetuning"])
-        if room == "finetune" and wanted > size.gpus:
-            raise user_error(
-                f"number_of_gpu_to_use_finetuning is {wanted}, and {size.name} has {size.gpus}.",
-                inner="InvalidGpuCount",
-            )
+            found = managed.find_compute(twin, compute)
+            size, nodes = SIZES[found["size"].lower()], int(found["most"])
+        if room == "finetune":
+            _check_counts(values, size, nodes)
+
+
+def _check_counts(values: dict[str, str], size: Size, nodes: int | None) -> None:
+    gpus, wanted = int(values["number_of_gpu_to_use_finetuning"]), int(values["num_nodes_finetune"])
+    if gpus > size.gpus:
+        raise user_error(
+            f"number_of_gpu_to_use_finetuning is {gpus}, and {size.name} has {size.gpus}.",
+            inner="InvalidGpuCount",
+        )
+    if nodes is not None and wanted > nodes:
+        raise user_error(
+            f"num_nodes_finetune is {wanted}, and the compute grows to {nodes}.",
+            inner="InvalidNodeCount",
+        )
 
 
 def _knobs(values: dict[str, str], given: dict[str, str]) -> dict[str, str]:

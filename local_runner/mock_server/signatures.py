@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from ipaddress import IPv4Address
 from urllib.parse import unquote, urlencode
 
 from local_runner.mock_server.errors import ServiceError
@@ -28,7 +30,7 @@ _SKEW = dt.timedelta(minutes=15)
 """How far a signed request's date may be from ours."""
 DATASTORE = "rcwdlu"
 """What listSecrets of a datastore permits."""
-_SLOT = 600
+_SLOT = 1800
 """Seconds between two ends of the SAS strings that we issue."""
 _LONGEST = 8 * 24 * 3600
 """No SAS of ours lives longer than these seconds."""
@@ -107,15 +109,19 @@ def account_sas(account: str, key: str, *, permissions: str, ends: dt.datetime) 
 
 
 def issue_sas(account: str, key: str, *, permissions: str, until: float) -> str:
-    """The SAS that we hand out for a time: the same for all who ask in the same ten minutes.
+    """The SAS that we hand out for a time: the same for all who ask in the same half an hour.
 
     azure-ai-ml signs log addresses with this very string as its key, read as if it were base64. So it
     has to be readable as that, and we have to know again what we issued, which is why its end is rounded:
     what can be computed again need not be remembered.
     """
-    slot = int(until // _SLOT + 1) * _SLOT
+    return _issued_in(account, key, permissions, int(until // _SLOT + 1))
+
+
+@lru_cache(maxsize=1024)
+def _issued_in(account: str, key: str, permissions: str, slot: int) -> str:
     for second in range(_SLOT):
-        ends = dt.datetime.fromtimestamp(slot + second, tz=dt.UTC)
+        ends = dt.datetime.fromtimestamp(slot * _SLOT + second, tz=dt.UTC)
         text = account_sas(account, key, permissions=permissions, ends=ends)
         if len(_as_key(text)) >= _WHOLE_KEY:
             return text
@@ -249,13 +255,17 @@ def _check_terms(request: Request) -> None:
             f"Signature not valid in the specified time frame: Start [{start}] - Expiry [{query['se']}]"
             f" - Current [{now:%Y-%m-%dT%H:%M:%SZ}]"
         )
-    low, _, high = query.get("sip", "").partition("-")
-    if low and not _address(low) <= _address(request.client) <= _address(high or low):
+    if not _is_among(request.client, query.get("sip", "")):
         raise _unauthorized("AuthorizationSourceIPMismatch", "source IP")
 
 
-def _address(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"[0-9]{1,3}", text))
+def _is_among(client: str, addresses: str) -> bool:
+    """Whether the client is one of an address, or of two and all between; none: everybody is."""
+    low, _, high = addresses.partition("-")
+    try:
+        return not low or IPv4Address(low) <= IPv4Address(client) <= IPv4Address(high or low)
+    except ValueError:  # one of them is none, or one of another kind
+        return False
 
 
 def _check_permission(given: str, need: Need) -> None:

@@ -46,6 +46,7 @@ def routes(twin: Twin) -> list[Route]:
     secret = "ClientSecretCredential.get_token"  # noqa: S105 - a verb of the SDK
     return [
         read("/metadata/endpoints", door.metadata, "MLClient", "open"),
+        read("/{tenant}/discovery/instance", door.authorities, secret, "open"),
         read(openid, door.openid, secret, "open"),
         Route("POST", token, door.client_token, "open", call=secret, body=_FORM),
         read(f"{group}/{kind}", door.workspaces, "workspaces.list"),
@@ -73,6 +74,19 @@ class _Door:
             "suffixes": {"storage": "core.local"},
         }
         return Reply(body=[cloud])
+
+    def authorities(self, call: Call) -> Reply:
+        """Which hosts give tokens: what MSAL asks the public cloud before it asks for one."""
+        host = self._twin.site.login.removeprefix("https://")
+        alias = {"preferred_network": host, "preferred_cache": host, "aliases": [host]}
+        tenant = f"{self._twin.site.login}/{TENANT}"
+        return Reply(
+            body={
+                "tenant_discovery_endpoint": f"{tenant}/v2.0/.well-known/openid-configuration",
+                "api-version": "1.1",
+                "metadata": [alias],
+            }
+        )
 
     def openid(self, call: Call) -> Reply:
         base = f"{self._twin.site.login}/{call.params['tenant']}"

@@ -3,8 +3,9 @@
     python every_call.py TRAIN.jsonl FOLDER     prints one JSON object: check -> "ok", or what went wrong
 
 Like notebook.py it imports nothing of ours and is told where to go by the environment; with
-`CLOUD_KEYWORDS` it points MLClient at the mock by keywords instead. What the SDK cannot say, or says
-wrongly, goes over plain REST. A check that fails does not stop the next one.
+`CLOUD_KEYWORDS` it points MLClient at the mock by keywords instead, and where no cloud is named, a
+proxy leads the public cloud's names there. What the SDK cannot say, or says wrongly, goes over plain
+REST. A check that fails does not stop the next one.
 """
 
 # mypy: ignore-errors
@@ -39,7 +40,11 @@ SUBSCRIPTION, GROUP, WORKSPACE = (
 )
 CLOUD = json.loads(os.environ.get("CLOUD_KEYWORDS", "{}"))
 METADATA = os.environ.get("ARM_CLOUD_METADATA_URL", "").partition("/metadata")[0]
-URL = CLOUD["cloud_metadata"]["resource_manager"].rstrip("/") if CLOUD else METADATA
+PUBLIC = not CLOUD and not METADATA
+"""Whether it goes by the public cloud's names, through a proxy."""
+URL = "https://management.azure.com" if PUBLIC else METADATA
+if CLOUD:
+    URL = CLOUD["cloud_metadata"]["resource_manager"].rstrip("/")
 PLACE = (
     f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}"
     f"/providers/Microsoft.MachineLearningServices/workspaces/{WORKSPACE}"
@@ -172,8 +177,8 @@ def _() -> None:
 
 @check("a service principal logs in")
 def _() -> None:
-    lent = {
-        "AZURE_AUTHORITY_HOST": URL,
+    lent = {} if PUBLIC else {"AZURE_AUTHORITY_HOST": URL}
+    lent |= {
         "AZURE_TENANT_ID": "00000000-aaaa-bbbb-cccc-000000000001",
         "AZURE_CLIENT_ID": "00000000-aaaa-bbbb-cccc-000000000003",
         "AZURE_CLIENT_SECRET": "any",
@@ -181,7 +186,7 @@ def _() -> None:
     kept = {key: os.environ.pop(key, None) for key in ("IDENTITY_ENDPOINT", "IDENTITY_HEADER")}
     os.environ.update(lent)
     try:
-        credential = DefaultAzureCredential(disable_instance_discovery=True)
+        credential = DefaultAzureCredential(disable_instance_discovery=not PUBLIC)
         principal = MLClient(credential, SUBSCRIPTION, GROUP, WORKSPACE, **CLOUD)
         equal(principal.workspaces.get(WORKSPACE).name, WORKSPACE)
     finally:
@@ -436,6 +441,20 @@ def _() -> None:
     client.jobs.create_or_update(fetched)
     seen = client.jobs.get("one")
     equal((dict(seen.tags), seen.display_name), ({"foo_tag": "bar", "more": "yes"}, "renamed"))
+
+
+@check("PUT of a job as it was read: archived, renamed, other tags")
+def _() -> None:
+    path = f"{PLACE}/jobs/one"
+    for version in (NEW, OLD):  # with the nulls and the keys of either shape
+        body = rest("GET", path, version).json()["properties"]
+        changed = body | {"isArchived": True, "tags": {"only": version}, "displayName": "by PUT"}
+        shown = rest("PUT", path, version, {"properties": changed}).json()["properties"]
+        equal((shown["isArchived"], shown["tags"]), (True, {"only": version}))
+        shown = rest("PUT", path, version, {"properties": body}).json()["properties"]
+        equal((shown["isArchived"], shown["tags"]), (False, body["tags"]))
+    body["experimentName"] = "another"
+    rest("PUT", path, NEW, {"properties": body}, 409)
 
 
 @check("jobs.update: tags, display name")

@@ -3,8 +3,9 @@
     python -m tests.fidelity.matrix
 
 Makes one virtual environment per version under `.matrix/`, once; then runs notebook.py and
-every_call.py under each, with recipe A (environment only) and recipe B (keywords), each against a
-mock of its own. Ends with 1 if anything fails that is not a known defect of the SDK itself.
+every_call.py under each, with recipe A (environment only), B (keywords) and C (the public cloud's
+names, through the proxy), each against a mock of its own. Ends with 1 if anything fails that is not a
+known defect of the SDK itself.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ VERSIONS = {"1.28.1": ("marshmallow<3.24",), "1.32.0": ("six",), "1.35.2": ()}
 """What each needs beside what it says that it needs."""
 BESIDE = ("azure-identity", "requests", "openai", "azure-ai-inference")
 REPORTED = ("azure-core", "azure-identity", "azure-storage-blob", "msal", "marshmallow", "openai")
-RECIPES = ("A", "B")
+RECIPES = ("A", "B", "C")
 NOTEBOOK = "the notebook, whole"
 
 OLD = ("1.28.1", "1.32.0")
@@ -135,8 +136,9 @@ def table(outcomes: Outcomes) -> str:
         "# Every call, under every supported azure-ai-ml",
         "",
         f"Written by `make matrix` on {dt.datetime.now(tz=dt.UTC).date()}, Python "
-        f"{sys.version.partition(' ')[0]}; the mock with `--engine simulate`. A: recipe A, the environment",
-        "only. B: recipe B, keywords for MLClient. **sdk**: the version's own defect, noted below the table.",
+        f"{sys.version.partition(' ')[0]}; the mock with `--engine simulate`. How the program is pointed at",
+        "the mock: A, by the environment only; B, by keywords; C, by the public cloud's names and a proxy.",
+        "**sdk**: the version's own defect, told below the table.",
         "",
         "| check | " + " | ".join(f"{v} {r}" for v in VERSIONS for r in RECIPES) + " |",
         "|---|" + "---|" * (len(VERSIONS) * len(RECIPES)),

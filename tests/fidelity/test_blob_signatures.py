@@ -6,6 +6,8 @@ import base64
 import datetime as dt
 import hashlib
 import hmac
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
@@ -149,6 +151,7 @@ def test_a_signature_made_by_hand_holds_with_the_host_as_the_account(
 ) -> None:
     now = dt.datetime.now(tz=dt.UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
     headers = {"x-ms-date": now, "x-ms-version": "2021-08-06", "range": "bytes=0-2"}
+    headers |= {"x-ms-meta-a1": "by its bytes", "x-ms-meta-a_b": "this one is the second"}
     given = signed(account_key(mock), "GET", "/box/secret", headers, ["timeout:30"])
     url = {"url": "/box/secret?timeout=30", "headers": headers | {"host": HOST}}
     url["headers"] |= {"authorization": given}  # type: ignore[operator]
@@ -183,6 +186,7 @@ ACCOUNT_REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("containers", {"resource_types": "c"}, "GET", "AuthorizationResourceTypeMismatch"),
     ("files", {"services": "f"}, "GET", "AuthorizationServiceMismatch"),
     ("elsewhere", {"ip": "10.0.0.1-10.0.0.9"}, "GET", "AuthorizationSourceIPMismatch"),
+    ("nowhere", {"ip": "fe80::1"}, "GET", "AuthorizationSourceIPMismatch"),
     ("other account", {"account_name": "other"}, "GET", "AuthenticationFailed"),
 ]
 
@@ -260,8 +264,10 @@ def test_a_containers_sas_opens_its_blobs_and_its_list(mock: Mock, nobody: httpx
     assert made.status_code == 403
     gone = nobody.delete(f"{ACCOUNT_PATH}/box?restype=container&{sas}")
     assert refused(gone) == (403, "AuthorizationFailure")
-    listed = nobody.get(f"{ACCOUNT_PATH}/?comp=list&{sas}")
-    assert listed.status_code == 403
+    for place in ("", "box"):
+        listed = nobody.get(f"{ACCOUNT_PATH}/{place}?restype=account&comp=list&{sas}")
+        assert b"<Containers>" not in listed.content
+    assert nobody.get(f"{ACCOUNT_PATH}/?comp=list&{sas}").status_code == 403
 
 
 def test_names_are_signed_as_they_are(mock: Mock, account: BlobServiceClient) -> None:
@@ -302,6 +308,38 @@ def list_secrets(mock: Mock, nobody: httpx.Client) -> str:
         headers={"Authorization": f"Bearer {token(mock)}"},
     )
     return str(answer.json()["sasToken"])
+
+
+LOGS = """
+import os, sys, warnings, logging; warnings.simplefilter("ignore"); logging.disable(50)
+import requests
+from azure.ai.ml import MLClient
+from azure.ai.ml._artifacts._artifact_utilities import get_datastore_info, list_logs_in_datastore
+from azure.identity import DefaultAzureCredential
+place = [os.environ[k] for k in ("AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZUREML_WORKSPACE_NAME")]
+client = MLClient(DefaultAzureCredential(), *place)
+info = get_datastore_info(client.datastores, "workspaceblobstore")
+for name, url in list_logs_in_datastore(info, "run", "logs/azureml/").items():
+    print(name, requests.get(url).text)
+"""
+
+
+def test_azure_ai_ml_reads_logs_with_the_signatures_that_it_makes_itself(
+    mock: Mock, account: BlobServiceClient
+) -> None:
+    names = [item.name for item in account.list_containers("azureml-blobstore-")]
+    log = account.get_blob_client(names[0], "run/user_logs/std_log.txt")
+    log.upload_blob(b"step 1", overwrite=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LOGS],
+        env=mock.environment("A"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "user_logs/std_log.txt step 1" in done.stdout
 
 
 def test_the_workspaces_sas_is_a_key_to_the_logs_as_azure_ai_ml_uses_it(

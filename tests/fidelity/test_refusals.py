@@ -420,5 +420,13 @@ def test_the_same_job_again_is_answered_as_before(
     assert here.line.get(f"{here.path}/models/tuned/versions/2").status_code == 404
 
 
+def test_the_registry_archives_what_is_retired(sdk: Callable[[str], dict[str, Any]]) -> None:
+    names = "[model.name for model in ml('elsewhere', registry='azureml').models.list()]"
+    assert sdk(names)["words"] == "['Phi-4-mini-instruct']"
+    assert (
+        sdk("ml('elsewhere', registry='azureml').models.get(PHI, version='15')")["raised"] is None
+    )
+
+
 def test_there_are_enough_of_them() -> None:
     assert len(CALLS) + len(QUOTAS) + len(WIRE) >= 40
