@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,9 +11,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROW
+from tests.fidelity.notebook_run import run_notebook
 from tests.mocking import Mock, running_mock
-
-NOTEBOOK = Path(__file__).with_name("notebook.py")
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +27,6 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("data") / "train.jsonl"
     file.write_text("".join(ROW.replace("tap", f"tap {n}") + "\n" for n in range(40)))
     return file
-
-
-def run_notebook(environment: dict[str, str], rows: Path, folder: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, str(NOTEBOOK), str(rows), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return seen
 
 
 @pytest.fixture(scope="module")
