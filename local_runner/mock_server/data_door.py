@@ -8,7 +8,14 @@ from typing import Any
 from local_runner.mock_server.errors import conflict, not_found, user_error
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import WORKSPACE, Twin, system_data
-from local_runner.mock_server.wire import Call, Reply, Route, archived_wanted, whole_number
+from local_runner.mock_server.wire import (
+    Call,
+    Reply,
+    Route,
+    archived_wanted,
+    check_asset,
+    whole_number,
+)
 from maas_client.spec.job import NAME
 
 _TYPES = ("uri_file", "uri_folder", "mltable")
@@ -82,6 +89,7 @@ class _Door:
         """What `data.archive` and `restore` of a whole name send: isArchived, tags, description."""
         self._twin.check_workspace(call.params)
         name, given = call.params["name"], call.properties()
+        check_asset(given)
         before = self._container(name)["properties"]
         kind = given.get("dataType", before["dataType"])
         if kind != before["dataType"]:
@@ -135,6 +143,7 @@ class _Door:
         self._twin.check_workspace(call.params)
         name, version = call.params["name"], call.params["version"]
         given = call.properties()
+        check_asset(given)
         for word, text in (("name", name), ("version", version)):
             if not NAME.fullmatch(text):
                 raise user_error(f"{text!r} is not a {word} of an asset.", inner="InvalidAssetName")

@@ -9,7 +9,14 @@ from local_runner.mock_server.errors import conflict, not_found
 from local_runner.mock_server.registration import store_uri
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import WORKSPACE, Twin, system_data
-from local_runner.mock_server.wire import Call, Reply, Route, archived_wanted, whole_number
+from local_runner.mock_server.wire import (
+    Call,
+    Reply,
+    Route,
+    archived_wanted,
+    check_asset,
+    whole_number,
+)
 
 _TEXT, _MAP = {"type": ["string", "null"]}, {"type": ["object", "null"]}
 _CHANGE = {
@@ -69,6 +76,7 @@ class _Door:
         """What `models.archive` and `restore` of a whole name send: isArchived, tags, description."""
         self._twin.check_workspace(call.params)
         name, given = call.params["name"], call.properties()
+        check_asset(given)
         before = self._container(name)["properties"]
         kept = {key: given.get(key, before[key]) for key in ("isArchived", "tags", "description")}
         self._twin.store.put("model container", name.lower(), kept)
@@ -114,6 +122,7 @@ class _Door:
         """A new version, or what `models.archive`, `restore` and an update send of one."""
         self._twin.check_workspace(call.params)
         name, version, given = call.params["name"], call.params["version"], call.properties()
+        check_asset(given)
         key = f"{name}/{version}".lower()
         if self._twin.store.get("model", key) is None and given.get("modelUri"):
             made = model_source.make(self._twin, name, version, given)

@@ -115,9 +115,42 @@ def whole_number(text: str | None) -> int | None:
     return int(text) if text and re.fullmatch(r"[0-9]{1,15}", text) else None
 
 
+def part(given: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """An object inside a body; an empty one where there is none.
+
+    Raises:
+        ServiceError: something else is in its place.
+    """
+    found = given.get(key)
+    if found is not None and not isinstance(found, dict):
+        raise user_error(f"{key} must be an object.", inner="InvalidRequestBody")
+    return found or {}
+
+
+def check_asset(given: Mapping[str, Any]) -> None:
+    """Refuse what no asset has: a field that every kind of asset has, with another type.
+
+    Raises:
+        ServiceError: with the field's name.
+    """
+    for key, kind in _ASSET.items():
+        if given.get(key) is not None and not isinstance(given[key], kind):
+            raise user_error(f"{key} must be a {kind.__name__}.", inner="InvalidRequestBody")
+
+
+_ASSET: Mapping[str, type] = {
+    "isArchived": bool,
+    "isAnonymous": bool,
+    "description": str,
+    "tags": dict,
+    "properties": dict,
+}
+
+
 def archived_wanted(query: Mapping[str, str]) -> tuple[bool, ...]:
     """Whether a list shows what is archived, as `listViewType` asks: not, only, or both."""
-    view = query.get("listViewType", "ActiveOnly").lower()
+    # azure-ai-ml 1.35 asks a registry for `ListViewType.ACTIVE_ONLY`: the name of its own constant.
+    view = query.get("listViewType", "ActiveOnly").rpartition(".")[2].replace("_", "").lower()
     return {"activeonly": (False,), "archivedonly": (True,)}.get(view, (False, True))
 
 
