@@ -34,9 +34,7 @@ class Exchange:
 
 def response(reply: Reply, call: Call) -> Response:
     """The reply in the framework's form."""
-    headers = {"x-ms-request-id": str(uuid.uuid4()), **reply.headers}
-    if client := call.headers.get("x-ms-client-request-id"):
-        headers["x-ms-client-request-id"] = client
+    headers = {**ids(call), **reply.headers}
     body = reply.body
     match body:
         case dict() | list():
@@ -50,6 +48,13 @@ def response(reply: Reply, call: Call) -> Response:
             return StreamingResponse(stream, reply.status, headers, reply.media_type)
         case _:
             return StreamingResponse(_spoken(body), reply.status, headers, reply.media_type)
+
+
+def ids(call: Call) -> dict[str, str]:
+    """The numbers that every answer bears: ours, and the client's own."""
+    client = call.headers.get("x-ms-client-request-id")
+    own = {"x-ms-request-id": str(uuid.uuid4())}
+    return own | {"x-ms-client-request-id": client} if client else own
 
 
 def listened(made: Response, write: Callable[[Any], None]) -> Response:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import re
 import time
-import uuid
 from dataclasses import replace
 
 import anyio
@@ -189,7 +188,7 @@ class App:
             raise
 
     def _refusal(self, error: ServiceError, call: Call) -> Response:
-        headers = {"x-ms-request-id": str(uuid.uuid4()), **error.headers}
+        headers = {**answers.ids(call), **error.headers}
         if error.status in (408, 413):
             headers["Connection"] = "close"  # what is left of the request is not read
         if PREFIX.match(call.path):

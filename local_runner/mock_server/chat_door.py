@@ -18,15 +18,31 @@ from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import Twin
 from local_runner.mock_server.wire import Call, Reply, Route
 
+_QUESTION = {
+    "type": "object",
+    "required": ["messages"],
+    "properties": {
+        "messages": {"type": "array", "items": {"type": "object"}, "minItems": 1},
+        "max_tokens": {"type": "integer"},
+        "stream": {"type": "boolean"},
+    },
+}
+
 
 def routes(twin: Twin) -> list[Route]:
     """The routes of this door; it looks at the key itself."""
     door = _Door(twin)
+    one, whole = "/serverless/{name}", "openai: chat.completions.create"
+    bare, info = "azure-ai-inference: complete", "azure-ai-inference: get_model_info"
+
+    def chat(path: str, call: str) -> Route:
+        return Route("POST", one + path, door.chat, "open", slow=True, call=call, body=_QUESTION)
+
     return [
-        Route("POST", "/serverless/{name}/v1/chat/completions", door.chat, "open", slow=True),
-        Route("POST", "/serverless/{name}/chat/completions", door.chat, "open", slow=True),
-        Route("GET", "/serverless/{name}/info", door.info, "open"),
-        Route("GET", "/serverless/{name}/v1/models", door.models, "open"),
+        chat("/v1/chat/completions", whole),
+        chat("/chat/completions", bare),
+        Route("GET", f"{one}/info", door.info, "open", call=info),
+        Route("GET", f"{one}/v1/models", door.models, "open", call="openai: models.list"),
     ]
 
 

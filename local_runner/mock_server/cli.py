@@ -1,4 +1,4 @@
-"""`maas mock …`: serve, stop, status, reset, env; and the verbs of `controls_cli`."""
+"""`maas mock …`: serve, stop, status, reset, env; and the verbs of the other `*_cli.py`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from local_runner.mock_server import controls_cli
+from local_runner.mock_server import controls_cli, describe_cli, proxy_cli, replay_cli
 from local_runner.mock_server.controls import Settings
 from local_runner.mock_server.engine import Engine, tail
 from local_runner.mock_server.line import Line, wait_until_gone
@@ -75,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         verbs.add_parser(name, help=words).set_defaults(run=run)
     verbs.choices["status"].add_argument("--json", action="store_true", dest="as_json")
     controls_cli.add_verbs(verbs)
+    replay_cli.add_verb(verbs, controls_cli.duration)
+    proxy_cli.add_verb(verbs)
+    describe_cli.add_verb(verbs)
     env = verbs.add_parser("env", help="what points any azure-ai-ml program at it")
     env.set_defaults(run=_env)
     env.add_argument("--shell", choices=("bash", "python", "json"), default="bash",
@@ -156,6 +159,8 @@ def _detach(options: argparse.Namespace) -> int:
         (state := state_of(home)) is None or state["pid"] != child.pid or not Line(home).answers()
     ):
         if child.poll() is not None or time.monotonic() > end:
+            child.kill()
+            child.wait()
             raise MaasError(f"the mock did not start: {tail(log)}")
         time.sleep(0.05)
     print(f"the mock of Azure ML is at {state['url']}  (pid {child.pid}, log {log})")
@@ -164,7 +169,7 @@ def _detach(options: argparse.Namespace) -> int:
 
 def _stop(options: argparse.Namespace) -> int:
     home = options.home.resolve()
-    controls_cli.stop_proxy(home)
+    proxy_cli.stop_proxy(home)
     state = state_of(home)
     if state is None:
         (home / "server.json").unlink(missing_ok=True)  # left by one that was killed
@@ -200,7 +205,7 @@ def _env(options: argparse.Namespace) -> int:
     if options.recipe == "B":
         print(_recipe_b(state))
     elif options.recipe == "C":
-        print(_exports(_recipe_c(state, controls_cli.proxy_url(options.home)), options.shell))
+        print(_exports(_recipe_c(state, proxy_cli.proxy_url(options.home)), options.shell))
     else:
         print(_exports(_recipe_a(state), options.shell))
     return 0

@@ -9,6 +9,7 @@ from local_runner.mock_server import (
     control_door,
     data_door,
     deployment_door,
+    describe,
     endpoint_door,
     job_door,
     marketplace_door,
@@ -27,24 +28,23 @@ from local_runner.mock_server.worker import Worker
 
 def make_router(twin: Twin, worker: Worker, journal: Journal) -> Router:
     """The doors of a twin."""
-    return Router(
-        [
-            *workspace_door.routes(twin),
-            *registry_door.routes(twin),
-            *data_door.routes(twin),
-            *component_door.routes(twin),
-            *compute_door.routes(twin),
-            *online_door.routes(twin),
-            *deployment_door.routes(twin),
-            *score_door.routes(twin),
-            *job_door.routes(twin, worker),
-            *model_door.routes(twin),
-            *marketplace_door.routes(twin),
-            *endpoint_door.routes(twin),
-            *chat_door.routes(twin),
-            *control_door.routes(twin, worker, journal),
-        ]
-    )
+    doors = [
+        *workspace_door.routes(twin),
+        *registry_door.routes(twin),
+        *data_door.routes(twin),
+        *component_door.routes(twin),
+        *compute_door.routes(twin),
+        *online_door.routes(twin),
+        *deployment_door.routes(twin),
+        *score_door.routes(twin),
+        *job_door.routes(twin, worker),
+        *model_door.routes(twin),
+        *marketplace_door.routes(twin),
+        *endpoint_door.routes(twin),
+        *chat_door.routes(twin),
+        *control_door.routes(twin, worker, journal),
+    ]
+    return Router([*doors, *describe.routes(doors, twin.site)])
 
 
 def make_app(twin: Twin, worker: Worker, journal: Journal) -> App:

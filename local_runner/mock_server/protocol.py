@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from local_runner.mock_server.answers import HANG_UP
@@ -41,8 +43,6 @@ class Protocol(HttpToolsProtocol):
                 self._send_away(431, "Request Header Fields Too Large")
                 return
         super().data_received(data)
-        if self._reading_head and len(self.headers or ()) > MAX_HEADERS:
-            self._send_away(431, "Request Header Fields Too Large")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -53,7 +53,11 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop_waiting()
         self._reading_head, self._head = False, 0
+        whole = self.app
+        if len(self.headers) > MAX_HEADERS:
+            self.app = _too_many
         super().on_headers_complete()
+        self.app = whole
 
     def _ends(self, data: bytes) -> bool:
         """Whether the headers end in these bytes, and what is too long is the body."""
@@ -80,3 +84,7 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             self.transport.close()
+
+
+async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
+    await Response(status_code=431, headers={"Connection": "close"})(scope, receive, send)

@@ -74,13 +74,14 @@ def serve(options: Options) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(options.home))
         names = Names(options.site("").region)
-        files = tls.ensure(options.home / "tls", public=names.certified())
+        host = _called(options.host)
+        files = tls.ensure(options.home / "tls", host=host, public=names.certified())
         secrets = credentials.ensure(options.home / "secrets.json")
         door = stack.enter_context(_listen(options.host, _port(options)))
         identity_door = stack.enter_context(_listen("127.0.0.1", 0))
         scheme = "http" if options.plain else "https"
-        url = f"{scheme}://{options.host}:{door.getsockname()[1]}"
-        twin = _twin(options, url, secrets, stack)
+        url = f"{scheme}://{host}:{door.getsockname()[1]}"
+        twin = make_twin(options, url, secrets, stack)
         worker = Worker(twin)
         journal = Journal(options.home / "journal.jsonl", asdict(secrets).values())
         stack.callback(journal.close)
@@ -97,9 +98,10 @@ def serve(options: Options) -> None:
         _run(main, door, side, identity_door)
 
 
-def _twin(
+def make_twin(
     options: Options, url: str, secrets: credentials.Secrets, stack: contextlib.ExitStack
 ) -> Twin:
+    """The twin of a home; the stack closes what it opens."""
     store = Store(options.home / "store.sqlite")
     stack.callback(store.close)
     speaker = make_speaker(options.engine, options.home)
@@ -184,6 +186,11 @@ def _alone(home: Path) -> Iterator[None]:
                 hint="`maas mock status` shows it; `maas mock stop` stops it.",
             )
         yield
+
+
+def _called(host: str) -> str:
+    """What clients call the server: no one can connect to "every address"."""
+    return socket.gethostname() if host in ("0.0.0.0", "::", "") else host  # noqa: S104 - asked for
 
 
 def _port(options: Options) -> int:

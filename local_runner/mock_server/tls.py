@@ -44,12 +44,17 @@ class Certificates:
 
 
 def ensure(
-    folder: Path, *, public: Sequence[str] = (), now: dt.datetime | None = None
+    folder: Path,
+    *,
+    host: str = "localhost",
+    public: Sequence[str] = (),
+    now: dt.datetime | None = None,
 ) -> Certificates:
     """The certificates in the folder; made where they are missing, broken, or about to end.
 
     Args:
         folder: where they are.
+        host: what clients call the server, besides the names of loopback.
         public: the public names that the second certificate is for.
         now: the time, if it is not now.
     """
@@ -62,21 +67,30 @@ def ensure(
     if not _is_good(files.ca, at) or not ca_key_file.exists():
         _make_ca(files.ca, ca_key_file, at)
         files.chain.unlink(missing_ok=True)
-    if not _is_good(files.chain, at) or not files.key.exists():
+    local = [*_LOCAL, _name(host)] if _name(host) not in _LOCAL else [*_LOCAL]
+    if not _is_good(files.chain, at) or not files.key.exists() or not _has(files.chain, local):
         files.public_chain.unlink(missing_ok=True)
         files.chain.unlink(missing_ok=True)  # killed between the two, we make both anew
         _write_key(files.key, ec.generate_private_key(ec.SECP256R1()))
-        _make_leaf(files.chain, files, ca_key_file, at, _LOCAL)
-    if public and not (_is_good(files.public_chain, at) and _names(files.public_chain) == public):
-        _make_leaf(files.public_chain, files, ca_key_file, at, [x509.DNSName(n) for n in public])
+        _make_leaf(files.chain, files, ca_key_file, at, local)
+    wanted = [x509.DNSName(name) for name in public]
+    if public and not (_is_good(files.public_chain, at) and _has(files.public_chain, wanted)):
+        _make_leaf(files.public_chain, files, ca_key_file, at, wanted)
     return files
 
 
-def _names(file: Path) -> Sequence[str]:
-    """The host names that a certificate is for."""
+def _name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _has(file: Path, names: Sequence[x509.GeneralName]) -> bool:
+    """Whether a certificate is for all these names."""
     found = x509.load_pem_x509_certificate(file.read_bytes()).extensions
-    names = found.get_extension_for_class(x509.SubjectAlternativeName).value
-    return names.get_values_for_type(x509.DNSName)
+    there = list(found.get_extension_for_class(x509.SubjectAlternativeName).value)
+    return all(name in there for name in names)
 
 
 def _is_good(file: Path, at: dt.datetime) -> bool:

@@ -51,7 +51,9 @@ def test_the_whole_notebook_runs_under_public_names(mock: Mock, tmp_path: Path) 
     assert seen["done"] == ["JobStatus.COMPLETED", True]
     assert seen["uri"] == "https://my-endpoint.eastus2.models.ai.azure.com"
     assert seen["chat"]["bare key"][0] == 200
-    hosts = {json.loads(line)["host"] for line in (mock.home / "journal.jsonl").read_text().splitlines()}
+    hosts = {
+        json.loads(line)["host"] for line in (mock.home / "journal.jsonl").read_text().splitlines()
+    }
     assert {"management.azure.com", "mockacct.blob.core.windows.net", "eastus.api.azureml.ms",
             "my-endpoint.eastus2.models.ai.azure.com"} <= hosts  # fmt: skip
 
