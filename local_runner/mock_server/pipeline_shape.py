@@ -119,7 +119,7 @@ def _outputs(job: Body) -> dict[str, Any]:
             if done
             else None,
             "mode": "ReadWriteMount",
-            **(given if isinstance(given, dict) else {}),
+            **(given or {}),
         }
         for key, given in (job["wire"].get("outputs") or {}).items()
     }
