@@ -39,7 +39,7 @@ def routes(_: Twin) -> list[Route]:
     return [
         read(_COMPONENTS, _list, f"{verbs}.list"),
         read(one, _get_container, f"{verbs}.archive"),
-        read(f"{one}/versions", _versions, f"{verbs}.list(name)"),
+        read(f"{one}/versions", _versions, f"{verbs}.get(label), list(name)"),
         read(f"{one}/versions/{{version}}", _get, f"{verbs}.get"),
     ]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from local_runner.mock_server.credentials import TENANT
 from local_runner.mock_server.errors import ServiceError, conflict, user_error
 from local_runner.mock_server.lifecycle import LIVE
 from local_runner.mock_server.managed import compute_name, find_compute
 from local_runner.mock_server.sizes import SIZES, Size, find_size
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import LRO_PACE, WORKSPACE, Twin, system_data
-from local_runner.mock_server.wire import Call, Reply, Route
+from local_runner.mock_server.wire import Call, Reply, Route, part
 
 _NAME = re.compile(r"[a-zA-Z](?!.*--)[a-zA-Z0-9-]{0,30}[a-zA-Z0-9]")
 _LOCATION = "/subscriptions/{sub}/providers/Microsoft.MachineLearningServices/locations/{region}"
@@ -69,7 +70,7 @@ class _Door:
 
     def put(self, call: Call) -> Reply:
         self._twin.check_workspace(call.params)
-        name, given = call.params["name"], call.properties()
+        name, body, given = call.params["name"], call.json(), call.properties()
         if not _NAME.fullmatch(name):
             raise user_error(
                 f"{name!r} is not a compute's name: 2 to 32 letters, digits and single '-', a "
@@ -81,16 +82,16 @@ class _Door:
             before = self._twin.store.get("compute", name.lower())
             if before is not None and before["size"] != made["size"]:
                 raise conflict(f"Compute {name} exists: its VM size cannot be changed.")
-            body = {
+            compute = {
                 "name": before["name"] if before else name,
                 "created": before["created"] if before else self._twin.clock.iso(),
                 "changed": self._twin.clock.iso(),
-                "identity": call.json().get("identity"),
-                "tags": call.json().get("tags") or {},
+                "identity": self._identity(part(body, "identity")),
+                "tags": part(body, "tags"),
                 **made,
             }
-            self._twin.store.put("compute", name.lower(), body)
-        return Reply(200 if before else 201, self._shown(body), self._operation(call, body))
+            self._twin.store.put("compute", name.lower(), compute)
+        return Reply(200 if before else 201, self._shown(compute), self._operation(call))
 
     def get(self, call: Call) -> Reply:
         return Reply(body=self._shown(self._found(call)))
@@ -105,7 +106,7 @@ class _Door:
         if users := _users(self._twin, compute):
             raise conflict(f"Compute {compute['name']} is in use by job {users[0]['name']}.")
         self._twin.store.delete("compute", compute["name"].lower())
-        headers = self._operation(call, compute)
+        headers = self._operation(call)
         return Reply(202, headers={"Location": headers["Azure-AsyncOperation"], **headers})
 
     def nodes(self, call: Call) -> Reply:
@@ -153,7 +154,13 @@ class _Door:
         operation = call.params["operation"]
         return Reply(body={"id": call.path, "name": operation, "status": "Succeeded"})
 
-    def _operation(self, call: Call, compute: Body) -> dict[str, str]:
+    def _identity(self, given: dict[str, Any]) -> dict[str, Any] | None:
+        """Who the cluster is: what it asks to be, with an id where the service gives one."""
+        if "SystemAssigned" not in str(given.get("type", "")):
+            return given or None
+        return given | {"principalId": self._twin.dice.uuid(), "tenantId": TENANT}
+
+    def _operation(self, call: Call) -> dict[str, str]:
         version = call.query.get("api-version", "2024-04-01")
         path = f"computeOperationsStatus/{self._twin.dice.uuid()}"
         url = self._twin.site.operation_url(path, version=version)
@@ -218,12 +225,12 @@ def _settings(twin: Twin, given: dict[str, Any]) -> Body:
             f"computeType {given.get('computeType')!r} is not served by the mock; AmlCompute is.",
             inner="UnsupportedComputeType",
         )
-    wanted = _object(given.get("properties"))
+    wanted = part(given, "properties")
     size = find_size(str(wanted.get("vmSize", "")), twin.site.region)
     priority = _PRIORITIES.get(str(wanted.get("vmPriority") or "Dedicated").lower())
     if priority is None:
         raise user_error("vmPriority must be Dedicated or LowPriority.", inner="InvalidVmPriority")
-    scale = _object(wanted.get("scaleSettings"))
+    scale = part(wanted, "scaleSettings")
     least, most = _count(scale, "minNodeCount", 0), _count(scale, "maxNodeCount", 4)
     if least > most:
         raise _out_of_range(f"minNodeCount is {least}, more than maxNodeCount, which is {most}.")
@@ -234,12 +241,8 @@ def _settings(twin: Twin, given: dict[str, Any]) -> Body:
         "priority": priority,
         "least": least,
         "most": most,
-        "idle": scale.get("nodeIdleTimeBeforeScaleDown") or "PT120S",
+        "idle": str(scale.get("nodeIdleTimeBeforeScaleDown") or "PT120S"),
     }
-
-
-def _object(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _count(scale: dict[str, Any], key: str, default: int) -> int:

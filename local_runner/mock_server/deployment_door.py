@@ -11,7 +11,7 @@ from local_runner.mock_server.online_door import NAME, ONLINE, begun, find_endpo
 from local_runner.mock_server.sizes import check_deployment
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import LRO_PACE, Twin, system_data
-from local_runner.mock_server.wire import Call, Reply, Route, whole_number
+from local_runner.mock_server.wire import Call, Reply, Route, part, whole_number
 
 _OPERATION = (
     "/subscriptions/{sub}/providers/Microsoft.MachineLearningServices/locations/{region}"
@@ -203,13 +203,13 @@ class _Door:
             "properties": {
                 **{key: given.get(key) for key in _ECHOED},
                 **{
-                    key: known | {k: v for k, v in (given.get(key) or {}).items() if v is not None}
+                    key: known | {k: v for k, v in part(given, key).items() if v is not None}
                     for key, known in _SETTINGS.items()
                 },
                 "endpointComputeType": "Managed",
                 "model": deployment["model_id"],
                 "instanceType": deployment["size"],
-                "properties": given.get("properties") or {},
+                "properties": part(given, "properties"),
                 "scaleSettings": {"scaleType": "Default"},
                 "appInsightsEnabled": bool(given.get("appInsightsEnabled")),
                 "egressPublicNetworkAccess": given.get("egressPublicNetworkAccess") or "Enabled",
@@ -220,6 +220,8 @@ class _Door:
 
 def _wanted(twin: Twin, given: dict[str, Any], body: dict[str, Any]) -> Body:
     """What the request asks for, checked."""
+    for key in (*_SETTINGS, "properties"):
+        part(given, key)
     if not given.get("model"):
         raise user_error("The mock deploys models: model is required.", inner="MissingModel")
     model_id = str(given["model"])
@@ -237,14 +239,13 @@ def _wanted(twin: Twin, given: dict[str, Any], body: dict[str, Any]) -> Body:
         "base_model": model["base_model"],
         "size": size,
         "instances": _instances(body),
-        "tags": body.get("tags") or {},
+        "tags": part(body, "tags"),
         "given": given,
     }
 
 
 def _instances(body: dict[str, Any]) -> int:
-    sku = body.get("sku")
-    count = sku.get("capacity") if isinstance(sku, dict) else None
+    count = part(body, "sku").get("capacity")
     count = 1 if count is None else count
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= _MOST_INSTANCES:
         raise user_error(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ _JOB = re.compile(r"azureml://jobs/([^/]+)/outputs/([^/]+)(?:/paths/(.*))?")
 _STORE = re.compile(r"azureml://(?:subscriptions/.+/)?datastores/([^/]+)/paths/(.+)")
 _TYPES = ("custom_model", "mlflow_model", "triton_model")
 _MLMODEL, _ADAPTER = "MLmodel", "adapter_config.json"
+_MOST_BYTES = 256 * 1024
+"""Of an MLmodel file; an honest one has a few thousand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +163,20 @@ def _described(twin: Twin, files: list[Blob]) -> dict[str, Any]:
     if found is None:
         return {}
     try:
-        text = yaml.safe_load(twin.blobs.path(found).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = _plain(twin.blobs.path(found))
+    except (OSError, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise user_error(
             f"{found.name} cannot be read: {error}", inner="InvalidMLflowModel"
         ) from error
     return text if isinstance(text, dict) else {}
+
+
+def _plain(file: Path) -> Any:
+    """A YAML file as JSON has it: dates and what else YAML knows are texts."""
+    if file.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+    text = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return json.loads(json.dumps(text, default=str, allow_nan=False))
 
 
 def _base(described: dict[str, Any]) -> str:

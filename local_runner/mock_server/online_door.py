@@ -9,7 +9,7 @@ from local_runner.mock_server.credentials import TENANT
 from local_runner.mock_server.errors import ServiceError, conflict, not_found, user_error
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import LRO_PACE, WORKSPACE, Twin, system_data
-from local_runner.mock_server.wire import Call, Reply, Route
+from local_runner.mock_server.wire import Call, Reply, Route, part
 
 ONLINE = f"{WORKSPACE}/onlineEndpoints"
 NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9-]{1,30}[a-zA-Z0-9]")
@@ -106,15 +106,15 @@ class _Door:
                 raise conflict(f"Endpoint {name} exists: its authMode cannot be changed.")
             endpoint = _body(self._twin, name, before) | {
                 "mode": mode,
-                "identity": body.get("identity") or {"type": "SystemAssigned"},
-                "tags": body.get("tags") or {},
+                "identity": part(body, "identity") or {"type": "SystemAssigned"},
+                "tags": part(body, "tags"),
                 "description": given.get("description"),
-                "own": given.get("properties") or {},
+                "own": part(given, "properties"),
                 "network": given.get("publicNetworkAccess") or "Enabled",
             }
             for word in ("traffic", "mirrorTraffic"):
                 if given.get(word) is not None:
-                    endpoint[word] = self._shares(name, word, given[word])
+                    endpoint[word] = self._shares(name, word, part(given, word))
             self._twin.store.put("online", key, endpoint)
         headers = begun(self._twin, call, {"online": key})
         return Reply(200 if before else 201, self._shown(endpoint), headers)
@@ -175,10 +175,8 @@ class _Door:
             raise _wrong_mode(endpoint, verb)
         return endpoint
 
-    def _shares(self, name: str, word: str, given: Any) -> dict[str, int]:
+    def _shares(self, name: str, word: str, given: dict[str, Any]) -> dict[str, int]:
         """Traffic by deployment, checked; deployments that get none are left out."""
-        if not isinstance(given, dict):
-            raise user_error(f"{word} must map deployments to percents.", inner="InvalidTraffic")
         for deployment, share in given.items():
             if isinstance(share, bool) or not isinstance(share, int) or not 0 <= share <= _ALL:
                 raise user_error(

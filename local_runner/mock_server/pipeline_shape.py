@@ -28,9 +28,9 @@ ROOT_LOG, STEP_LOG = "logs/azureml/executionlogs.txt", "user_logs/std_log.txt"
 def state(job: Body) -> str:
     """The run's state: a step's own, or the pipeline's."""
     inner, now = job.get("inner"), str(job["state"])
-    steps = component_door.component()["steps"]
-    if inner is None or inner["step"] not in steps:
+    if inner is None or not _is_step(job):
         return _SHOWN.get(now, now)
+    steps = component_door.component()["steps"]
     training = steps.index(_TRAINING)
     place = steps.index(inner["step"])
     return _STEP_STATES[now][0 if place < training else 1 if place == training else 2]
@@ -38,7 +38,8 @@ def state(job: Body) -> str:
 
 def log(job: Body) -> str:
     """Under which name the run shows the training's log."""
-    return STEP_LOG if job.get("inner", {}).get("step") == _TRAINING else ROOT_LOG
+    training = "inner" in job and _is_step(job) and job["inner"]["step"] == _TRAINING
+    return STEP_LOG if training else ROOT_LOG
 
 
 def properties(job: Body) -> dict[str, str]:
@@ -119,11 +120,12 @@ def _outputs(job: Body) -> dict[str, Any]:
             if done
             else None,
             "mode": "ReadWriteMount",
-            **(given if isinstance(given, dict) else {}),
+            **(given or {}),
         }
         for key, given in (job["wire"].get("outputs") or {}).items()
     }
 
 
 def _is_step(job: Body) -> bool:
-    return job["inner"]["step"] in component_door.component()["steps"]
+    """Whether the run is a step's; the node's own is right below the pipeline's."""
+    return bool(job["inner"]["parent"] != job["root"])

@@ -14,6 +14,7 @@ from local_runner.mock_server.judge import Accepted, accept, read_job, take
 from local_runner.mock_server.sizes import SIZES, Size, find_size
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import Twin
+from local_runner.mock_server.wire import part
 from maas_client.spec.catalog import find_model
 from maas_client.spec.hyperparameters import KNOBS, read
 
@@ -77,47 +78,51 @@ def remember_runs(twin: Twin, job: Body) -> None:
     inner = {node: {"parent": job["name"], "step": job["pipeline"]["node"]}}
     for step in component_door.component()["steps"]:
         inner[twin.dice.uuid()] = {"parent": node, "step": step}
-    for name, run in inner.items():
-        twin.store.put("run", name, {"job": job["key"], **run})
+    for name in inner:
+        twin.store.put("run", name, {"job": job["key"]})
+    twin.store.change("job", job["key"], pipeline=job["pipeline"] | {"runs": inner})
 
 
 def forget_runs(twin: Twin, job: Body) -> None:
     """Drop the names of the runs inside a pipeline that is deleted."""
-    for doc in twin.store.list("run"):
-        if doc.body["job"] == job["key"]:
-            twin.store.delete("run", doc.key)
+    for name in job.get("pipeline", {}).get("runs", ()):
+        twin.store.delete("run", name)
 
 
 def find_run(twin: Twin, name: str) -> Body | None:
     """A run inside a pipeline: the pipeline's job under the run's name."""
-    run = twin.store.get("run", name.lower())
+    key = name.lower()
+    run = twin.store.get("run", key)
     job = twin.store.get("job", run["job"]) if run else None
-    return {**job, "name": name, "root": job["name"], "inner": run} if run and job else None
+    if job is None:
+        return None
+    return {**job, "name": key, "root": job["name"], "inner": job["pipeline"]["runs"][key]}
 
 
 def children(twin: Twin, job: Body) -> list[Body]:
     """The runs right below a pipeline's run, in their order."""
-    found = [doc for doc in twin.store.list("run") if doc.body["job"] == job["key"]]
-    below = [doc.key for doc in reversed(found) if doc.body["parent"] == job["name"]]
+    runs = job.get("pipeline", {}).get("runs", {})
+    below = [name for name, inner in runs.items() if inner["parent"] == job["name"]]
     return [run for name in below if (run := find_run(twin, name)) is not None]
 
 
 def _node(properties: dict[str, Any]) -> Node:
-    jobs = properties.get("jobs")
-    if not isinstance(jobs, dict) or not jobs:
+    jobs = part(properties, "jobs")
+    if not jobs:
         raise user_error("The pipeline has no jobs.", inner="MissingPipelineJobs")
     if len(jobs) > 1:
         raise user_error(
             f"The mock runs one node of a pipeline, and there are {len(jobs)}: {', '.join(jobs)}.",
             inner="UnsupportedPipeline",
         )
-    name, raw = next(iter(jobs.items()))
-    raw = raw if isinstance(raw, dict) else {}
+    name = next(iter(jobs))
+    raw = part(jobs, name)
+    part(properties, "settings")
     return Node(
         name,
         _component(raw.get("componentId")),
-        _inputs(raw.get("inputs"), properties.get("inputs")),
-        _bound(name, raw.get("outputs"), properties.get("outputs")),
+        _inputs(part(raw, "inputs"), part(properties, "inputs")),
+        _bound(name, part(raw, "outputs"), part(properties, "outputs")),
     )
 
 
@@ -130,10 +135,10 @@ def _component(given: Any) -> str:
     return component_door.component_id(component_door.known_version(*match.groups()))
 
 
-def _inputs(raw: Any, parents: Any) -> dict[str, str]:
+def _inputs(raw: dict[str, Any], parents: dict[str, Any]) -> dict[str, str]:
     """Each input's text: a literal's, or where its data are. Bindings are followed to the pipeline's."""
-    found, parents = {}, parents if isinstance(parents, dict) else {}
-    for key, given in (raw if isinstance(raw, dict) else {}).items():
+    found = {}
+    for key, given in raw.items():
         value = given
         if isinstance(given, dict):
             value = given.get("uri") or given.get("value")
@@ -150,18 +155,20 @@ def _inputs(raw: Any, parents: Any) -> dict[str, str]:
     return found
 
 
-def _bound(node: str, raw: Any, outer: Any) -> dict[str, str]:
+def _bound(node: str, raw: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str]:
+    """The pipeline's outputs, and which of the node's each is."""
     known, bound = component_door.component()["outputs"], {}
-    wanted = outer if isinstance(outer, dict) else {}
-    for key, given in (raw if isinstance(raw, dict) else {}).items():
+    for key in raw:
         if key not in known:
             raise user_error(
                 f"Node {node} has no output {key}; it has {', '.join(known)}.",
                 inner="UnknownComponentOutput",
             )
-        match = _BINDING.fullmatch(str(given.get("value"))) if isinstance(given, dict) else None
+        match = _BINDING.fullmatch(str(part(raw, key).get("value")))
         if match and match[2] in wanted:
             bound[match[2]] = key
+    for key in wanted:
+        part(wanted, key)
     if missing := sorted(set(wanted) - set(bound)):
         raise user_error(
             f"The pipeline's output {missing[0]} is bound to no node's output.",

@@ -115,6 +115,7 @@ class _Door:
                 "provisioningState": "Succeeded",
                 "tags": _tags(entry),
                 "properties": _properties(entry),
+                "systemMetadata": _system_metadata(entry),
             },
         }
 
@@ -159,15 +160,38 @@ def _tags(entry: ModelEntry) -> dict[str, str]:
         tags["maas-finetuning"] = "true"
         tags["maas-finetuning-deploy-regions"] = ",".join(entry.deploy_regions)
         tags["maas-finetuning-regions"] = ",".join(entry.tuning_regions)
-    if entry.retired:
-        tags |= {
-            "InferenceLegacyDate": _LEGACY,
-            "InferenceDeprecationDate": _DEPRECATED,
-            "InferenceRetirementDate": entry.retired.isoformat(),
-            "FinetuneDeprecationDate": _DEPRECATED,
-            "FinetuneRetirementDate": entry.retired.isoformat(),
+    return tags | _dates(entry)
+
+
+def _dates(entry: ModelEntry) -> dict[str, str]:
+    """The steps of a model's end; none where it has none."""
+    if entry.retired is None:
+        return {}
+    return {
+        "InferenceLegacyDate": _LEGACY,
+        "InferenceDeprecationDate": _DEPRECATED,
+        "InferenceRetirementDate": entry.retired.isoformat(),
+        "FinetuneDeprecationDate": _DEPRECATED,
+        "FinetuneRetirementDate": entry.retired.isoformat(),
+    }
+
+
+def _system_metadata(entry: ModelEntry) -> dict[str, Any]:
+    """Where the registry's specifications have the regions and dates since 2026; older ones have tags.
+
+    The names under `maasFinetuning` are the specifications'; the wire's form, and the names of the
+    dates, are ours: no recording shows them.
+    """
+    metadata: dict[str, Any] = {"author": "Microsoft", "license": entry.license}
+    if entry.serverless:
+        metadata["maasFinetuning"] = {
+            "maasFinetuningRegions": list(entry.tuning_regions),
+            "maasFinetuningDeployRegions": list(entry.deploy_regions),
         }
-    return tags
+    if dates := _dates(entry):
+        named = {f"{key[0].lower()}{key[1:]}": day for key, day in dates.items()}
+        metadata["deprecation"] = named | {"replacement": entry.replacement}
+    return metadata
 
 
 def _defaults(entry: ModelEntry) -> dict[str, str]:

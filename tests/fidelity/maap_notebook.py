@@ -4,7 +4,8 @@ by the environment.
     python maap_notebook.py TRAIN.jsonl FOLDER     prints one JSON object of what it saw
 
 A compute, the registry's pipeline component, a pipeline job, its model, an online endpoint, an answer.
-It imports nothing of ours. FINETUNE (a JSON object) overrides what the job is tuned with.
+It imports nothing of ours. FINETUNE (a JSON object) overrides what the job is tuned with; WAYS (words)
+chooses the ways in which jobs outside of pipelines get their machines.
 """
 
 # mypy: ignore-errors
@@ -30,12 +31,14 @@ from azure.ai.ml.constants import AssetTypes  # noqa: E402
 from azure.ai.ml.dsl import pipeline  # noqa: E402
 from azure.ai.ml.entities import (  # noqa: E402
     AmlCompute,
+    Data,
     ManagedOnlineDeployment,
     ManagedOnlineEndpoint,
     Model,
     OnlineRequestSettings,
     ProbeSettings,
 )
+from azure.ai.ml.finetuning import create_finetuning_job  # noqa: E402
 from azure.core.exceptions import HttpResponseError, ResourceNotFoundError  # noqa: E402
 from azure.identity import DefaultAzureCredential  # noqa: E402
 
@@ -147,6 +150,35 @@ seen["steps"] = [[step.display_name, str(step.status)] for step in steps]
 quiet(workspace.jobs.download, job.name, download_path=FOLDER, output_name="trained_model")
 quiet(workspace.jobs.download, job.name, download_path=FOLDER)
 
+data = workspace.data.create_or_update(
+    Data(path=str(TRAIN), type="uri_file", name="train", version="1")
+)
+ways = {"by-compute": {"compute": CLUSTER}, "by-types": {"instance_types": [SIZE, "Standard_E4s_v3"]},
+        "by-tier": {"instance_types": [SIZE], "job_tier": "Spot"}}  # fmt: skip
+seen["standalone"] = {}
+for way in os.environ.get("WAYS", " ".join(ways)).split():
+    one = create_finetuning_job(
+        name=way,
+        task="chat_completion",
+        model=foundation.id,
+        training_data=data.id,
+        validation_data=data.id,
+        output_model_name_prefix=f"tuned-{way}",
+        hyperparameters={"max_steps": "4", "precision": "32"},
+        **ways[way],
+    )
+    made = workspace.jobs.create_or_update(one)
+    quiet(workspace.jobs.stream, way)
+    shown = workspace.jobs.get(way)
+    seen["standalone"][way] = [
+        made.properties["_fineTuningJobType"],
+        str(shown.status),
+        shown.compute,
+        shown.resources.instance_types if shown.resources else None,
+        str(shown.queue_settings.job_tier) if shown.queue_settings else None,
+        workspace.models.get(f"tuned-{way}", version="1").name,
+    ]
+
 wanted = Model(
     path=f"azureml://jobs/{job.name}/outputs/trained_model",
     type=AssetTypes.MLFLOW_MODEL,
@@ -162,6 +194,11 @@ seen["model"] = [model.name, model.version, model.type, model.job_name == job.na
 seen["next version"] = workspace.models.create_or_update(
     Model(path=wanted.path, type=AssetTypes.MLFLOW_MODEL, name=model.name)
 ).version
+workspace.jobs.archive(job.name)
+# The first versions of azure-ai-ml list None for a fine-tuning job.
+seen["archived"] = job.name not in [entry.name for entry in workspace.jobs.list() if entry]
+workspace.jobs.restore(job.name)
+seen["restored"] = job.name in [entry.name for entry in workspace.jobs.list() if entry]
 seen["models"] = [entry.name for entry in workspace.models.list()]
 workspace.models.archive(model.name, version=model.version)
 seen["versions"] = [entry.version for entry in workspace.models.list(name=model.name)]

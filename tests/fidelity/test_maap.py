@@ -40,7 +40,7 @@ def run(program: str, environment: dict[str, str], *words: str | Path) -> dict[s
     """A stranger's program, and what it says that it saw."""
     done = subprocess.run(
         [sys.executable, str(HERE / program), *map(str, words)],
-        env=environment,
+        env=environment | {"AZUREML_RUN_POLLING_INTERVAL_MIN": "0"},  # it streams in seconds
         capture_output=True,
         text=True,
         timeout=240,
@@ -115,6 +115,19 @@ def test_a_pipeline_job_runs_and_is_shown_as_one(seen: dict[str, Any]) -> None:
     assert seen["stream"].count("'loss':") == 20
 
 
+def test_a_pipeline_job_is_archived_and_restored(seen: dict[str, Any]) -> None:
+    assert (seen["archived"], seen["restored"]) == (True, True)
+
+
+def test_a_tuning_job_names_its_machines_in_three_ways(seen: dict[str, Any]) -> None:
+    size, done = "Standard_NC24ads_A100_v4", ["MaaP", "JobStatus.COMPLETED"]
+    assert seen["standalone"] == {
+        "by-compute": [*done, "gpu-cluster-big", None, None, "tuned-by-compute"],
+        "by-types": [*done, None, [size, "Standard_E4s_v3"], None, "tuned-by-types"],
+        "by-tier": [*done, None, [size], "spot", "tuned-by-tier"],
+    }
+
+
 def test_the_runs_inside_a_pipeline_are_seen(seen: dict[str, Any]) -> None:
     assert seen["node"] == ["tuned", "Completed"]
     names = [name for name, _ in seen["steps"]]
@@ -126,7 +139,8 @@ def test_the_runs_inside_a_pipeline_are_seen(seen: dict[str, Any]) -> None:
 def test_a_pipelines_output_becomes_a_model(seen: dict[str, Any]) -> None:
     assert seen["model"] == [MODEL, "1732000000", "mlflow_model", True, True, "tuned on ultrachat"]
     assert seen["next version"] == "1732000001"
-    assert (seen["models"], seen["models after archive"]) == ([MODEL], [])
+    tuned = ["tuned-by-tier", "tuned-by-types", "tuned-by-compute"]
+    assert (seen["models"], seen["models after archive"]) == ([MODEL, *tuned], tuned)
     assert seen["versions"] == ["1732000001"]
     for place in ("named-outputs", f"model/{MODEL}"):
         assert f"{place}/trained_model/MLmodel" in seen["files"]
@@ -250,30 +264,22 @@ def tuning(**properties: Any) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("refusals")  # they leave clusters and data behind
-def test_a_tuning_job_takes_a_compute_or_sizes_and_a_tier(client: httpx.Client) -> None:
-    """It keeps its cluster busy as long as it runs."""
+def test_a_cluster_is_busy_as_long_as_jobs_run_on_it(client: httpx.Client) -> None:
     place = client.base_url.path.rstrip("/")
-    ways: dict[str, dict[str, Any]] = {
-        "by-name": {"computeId": "big-enough"},
-        "by-id": {"computeId": f"{place}/computes/big-enough"},
-        "by-type": {
-            "resources": {"instanceTypes": ["Standard_E4s_v3", "Standard_NC96ads_A100_v4"]}
-        },
-        "by-tier": {"queueSettings": {"jobTier": "Spot"}},
-    }
-    for name, asked in ways.items():
-        body = tuning(**asked)
+    ways = {"busy-one": "big-enough", "busy-two": f"{place}/computes/big-enough"}
+    for name, compute in ways.items():
+        body = tuning(computeId=compute)
         data = body["properties"]["fineTuningDetails"]["trainingData"]
         data["uri"] = f"{place}/data/refusals/versions/1"
         made = client.put(f"/jobs/{name}", json=body)
         assert made.status_code == 201, made.text
-        assert made.json()["properties"]["properties"]["_fineTuningJobType"] == "MaaP"
-    shown = client.get("/computes/big-enough").json()["properties"]["properties"]
-    nodes = client.post("/computes/big-enough/listNodes").json()["nodes"]
     refused = client.delete("/computes/big-enough")
-    if len(nodes) == shown["currentNodeCount"] == 1:  # else the first was quicker than we are
-        assert nodes[0]["runId"] in ways
     assert (refused.status_code, "in use by job" in refused.text) == (409, True)
+    running: list[str] = []
+    while not running:
+        nodes = client.post("/computes/big-enough/listNodes").json()["nodes"]
+        running = [node["runId"] for node in nodes]
+    assert running in (["busy-one"], ["busy-two"])  # one at a time
 
 
 def test_an_unknown_tier_is_refused(client: httpx.Client) -> None:
@@ -310,9 +316,9 @@ def test_a_pipeline_really_trains_and_its_endpoint_really_answers(
     with running_mock(
         tmp_path_factory.mktemp("train"), "--engine", "train", "--base", "tiny"
     ) as trainer:
-        # The registry's half precision is not for a CPU.
-        finetune = {"FINETUNE": json.dumps({"precision": "32", "max_steps": 4})}
-        seen = run("maap_notebook.py", trainer.environment("A") | finetune, rows, tmp_path)
+        # The registry's half precision is not for a CPU. One job is enough.
+        settings = {"FINETUNE": json.dumps({"precision": "32", "max_steps": 4}), "WAYS": ""}
+        seen = run("maap_notebook.py", trainer.environment("A") | settings, rows, tmp_path)
     assert seen["done"][0] == "JobStatus.COMPLETED"
     assert "tiny" in seen["done"][-1]
     assert seen["answers"]["one"]

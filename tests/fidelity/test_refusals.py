@@ -18,6 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
+from local_runner.mock_server.credentials import ensure
+from maas_client.spec.hyperparameters import KNOBS, Knob
 from maas_client.spec.rundir import read_json
 from tests.conftest import ROW
 from tests.mocking import Mock, running_mock
@@ -67,6 +69,7 @@ class Place:
             "workspace": state.workspace,
             "place": self.path,
             "id": self.line.get(self.path).json()["properties"]["workspaceId"],
+            "expired": ensure(self.mock.home / "secrets.json").token("any", seconds=-10)[0],
         }
 
     @contextmanager
@@ -214,6 +217,8 @@ CALLS = [
     ("ml(token='').workspaces.get('mock-workspace')", 401, "AuthenticationFailed", NONE, "missing"),
     ("ml(token='nonsense').workspaces.get('mock-workspace')", 401, "AuthenticationFailed", NONE, "invalid"),
     ("ml(token='a.b.c').jobs.get('kept')", 401, "AuthenticationFailed", NONE, "invalid"),
+    ("ml(token=MOCKS['here']['expired']).jobs.get('kept')", 401, "AuthenticationFailed", NONE, "expired"),
+    ("ml(token=MOCKS['elsewhere']['token']).jobs.get('kept')", 401, "AuthenticationFailed", NONE, "invalid"),
     ("ml(subscription='11111111-0000-0000-0000-000000000000').jobs.get('kept')", 404, "SubscriptionNotFound", NONE, "11111111"),
     ("ml(group='other-group').jobs.get('kept')", 404, "ResourceGroupNotFound", NONE, "other-group"),
     ("ml(workspace='other').jobs.get('kept')", 404, "ResourceNotFound", NONE, "workspaces/other"),
@@ -408,6 +413,26 @@ def test_what_no_sdk_would_send_is_refused_in_the_same_form(
 ) -> None:
     url = f"{here.path}/{path}".rstrip("/")
     answer = here.line.request(method, url, json=body(here))
+    check(answer.status_code, answer.text, dict(answer.headers), wanted)
+
+
+def wrong_values(knob: Knob) -> Iterator[str]:
+    """Of the wrong type, too small, too large."""
+    if knob.kind != "text":
+        yield "zigzag"
+    if knob.low is not None:
+        yield f"{knob.low - (0 if knob.low_open else 1):g}"
+    if knob.high is not None:
+        yield f"{knob.high + 1:.0f}"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [(name, text) for name, knob in KNOBS.items() for text in wrong_values(knob)]
+)
+def test_each_hyperparameter_has_its_type_and_bounds(here: Place, name: str, text: str) -> None:
+    body = details(hyperParameters={name: text})(here)
+    answer = here.line.put(f"{here.path}/jobs/refused", json=body)
+    wanted = (400, "UserError", "InvalidHyperParameter", f"hyperparameters.{name} is '{text}'")
     check(answer.status_code, answer.text, dict(answer.headers), wanted)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from local_runner.mock_server.component_door import component
+from local_runner.mock_server import component_door, pipeline_shape, pipelines
 from local_runner.mock_server.errors import ServiceError
 from local_runner.mock_server.managed import compute_name
 from local_runner.mock_server.questions import scored
@@ -75,7 +75,7 @@ def test_a_compute_is_named_in_three_ways(given: str | None, name: str) -> None:
 def test_the_components_defaults_are_hyperparameters_that_can_be_read() -> None:
     knobs = {
         name: given["default"]
-        for name, given in component()["inputs"].items()
+        for name, given in component_door.component()["inputs"].items()
         if name in hyperparameters.KNOBS
     }
     assert len(knobs) > 25
@@ -106,6 +106,52 @@ def test_a_question_comes_in_many_forms(
     questions, many = scored(body)
     assert [question["messages"] for question in questions] == asked
     assert many is several
+
+
+def in_state(state: str, step: str = "") -> dict[str, Any]:
+    job: dict[str, Any] = {"state": state, "name": "p", "pipeline": {"node": "tune"}}
+    parent = "p" if step == "tune" else "the node's run"
+    return job | {"inner": {"step": step, "parent": parent}, "root": "p"} if step else job
+
+
+@pytest.mark.parametrize(
+    ("state", "shown", "training", "after"),
+    [
+        ("Queued", "Preparing", "NotStarted", "NotStarted"),
+        ("Running", "Running", "Running", "NotStarted"),
+        ("CancelRequested", "CancelRequested", "CancelRequested", "NotStarted"),
+        ("Finalizing", "Finalizing", "Completed", "Running"),
+        ("Completed", "Completed", "Completed", "Completed"),
+        ("Failed", "Failed", "Failed", "NotStarted"),
+        ("Canceled", "Canceled", "Canceled", "NotStarted"),
+    ],
+)
+def test_a_pipelines_steps_follow_its_state(
+    state: str, shown: str, training: str, after: str
+) -> None:
+    assert pipeline_shape.state(in_state(state)) == shown
+    assert pipeline_shape.state(in_state(state, "tune")) == shown
+    assert pipeline_shape.state(in_state(state, "chat_completion_finetune")) == training
+    assert pipeline_shape.state(in_state(state, "ft_nlp_model_converter")) == after
+
+
+def test_two_pipelines_are_the_same_if_their_nodes_are() -> None:
+    node = {
+        "componentId": component_door.component_id("0.0.81"),
+        "inputs": {"seed": {"value": "${{parent.inputs.seed}}"}},
+        "outputs": {"mlflow_model_folder": {"value": "${{parent.outputs.model}}"}},
+    }
+    wire = {
+        "jobType": "Pipeline",
+        "jobs": {"tune": node},
+        "inputs": {"seed": {"value": "1"}},
+        "outputs": {"model": {"jobOutputType": "mlflow_model"}},
+    }
+    essence = pipelines.essence(wire)
+    assert essence[1:] == [{"seed": "1"}, {"model": "mlflow_model_folder"}]
+    assert pipelines.essence(wire | {"displayName": "other"}) == essence
+    assert pipelines.essence(wire | {"inputs": {"seed": {"value": "2"}}}) != essence
+    assert pipelines.essence({"jobType": "FineTuning"}) == []
 
 
 def test_parameters_stand_inside_or_beside_the_data() -> None:
