@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
@@ -77,8 +78,10 @@ def serve(options: Options) -> None:
         host = _called(options.host)
         files = tls.ensure(options.home / "tls", host=host, public=names.certified())
         secrets = credentials.ensure(options.home / "secrets.json")
-        door = stack.enter_context(_listen(options.host, _port(options)))
-        identity_door = stack.enter_context(_listen("127.0.0.1", 0))
+        port = options.port or _last(options, "port", options.host)
+        door = stack.enter_context(_listen(options.host, port))
+        port = _last(options, "identity_port", "127.0.0.1")
+        identity_door = stack.enter_context(_listen("127.0.0.1", port))
         scheme = "http" if options.plain else "https"
         url = f"{scheme}://{host}:{door.getsockname()[1]}"
         twin = make_twin(options, url, secrets, stack)
@@ -138,7 +141,11 @@ def _announce(
         "as_of": site.as_of.isoformat(),
         "base": "" if twin.engine.simulates else twin.engine.base,
     }
-    write_json(options.home / "last.json", {"port": int(site.url.rpartition(":")[2])})
+    ports = {
+        "port": int(site.url.rpartition(":")[2]),
+        "identity_port": urlsplit(identity_url).port,
+    }
+    write_json(options.home / "last.json", ports)
     credentials.write_secret(file, (json.dumps(state, indent=2) + "\n").encode())
     stack.callback(file.unlink, missing_ok=True)
 
@@ -193,13 +200,14 @@ def _called(host: str) -> str:
     return socket.gethostname() if host in ("0.0.0.0", "::", "") else host  # noqa: S104 - asked for
 
 
-def _port(options: Options) -> int:
+def _last(options: Options, which: str, host: str) -> int:
+    """The port of last time, so that clients and their environment still fit; 0 where it is not free."""
     file = options.home / "last.json"
-    if options.port or not file.exists():
-        return options.port
+    if not file.exists():
+        return 0
     with contextlib.suppress(MaasError, KeyError, TypeError):
-        port = int(read_json(file)["port"])
-        with contextlib.suppress(OSError), socket.create_server((options.host, port)):
+        port = int(read_json(file)[which])
+        with contextlib.suppress(OSError), socket.create_server((host, port)):
             return port
     return 0
 

@@ -327,6 +327,14 @@ def test_a_replay_finds_what_differs(tmp_path: Path) -> None:
     assert "status 418 is now 201" in done.stdout
 
 
+def test_a_restarted_mock_is_where_it_was(tmp_path: Path) -> None:
+    """An environment that `maas mock env` printed goes on working."""
+    with running_mock(tmp_path, *QUICK) as mock:
+        before = mock.state.url, mock.state.identity_endpoint
+    with running_mock(tmp_path, *QUICK) as mock:
+        assert (mock.state.url, mock.state.identity_endpoint) == before
+
+
 def test_every_control_has_a_command(tmp_path: Path) -> None:
     mock = start_mock(tmp_path, *QUICK)
     try:
