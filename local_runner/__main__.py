@@ -24,7 +24,7 @@ _EXIT = {JobStatus.SUCCEEDED: 0, JobStatus.CANCELLED: 130}
 def main(arguments: Sequence[str]) -> int:
     """Run one verb; returns the exit code."""
     if arguments[:1] == ["mock"]:
-        from local_runner.mock_server.cli import main as mock
+        from local_runner.mock_server.cli.main import main as mock
 
         return mock(list(arguments[1:]))
     options = _parser().parse_args(arguments)

@@ -15,7 +15,7 @@ import anyio.to_thread
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope
 
-from local_runner.mock_server.journal import MAX_KEPT
+from local_runner.mock_server.control.journal import MAX_KEPT
 from local_runner.mock_server.wire import Call, Reply
 
 HANG_UP = "maas.hang_up"

@@ -5,6 +5,7 @@ Doors are plain functions from a call to a reply; the framework is known here an
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import time
@@ -18,9 +19,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from local_runner.mock_server import answers
-from local_runner.mock_server.blob_door import MAX_BLOB, PREFIX, BlobDoor
 from local_runner.mock_server.bodies import Bodies
-from local_runner.mock_server.controls import Fault
+from local_runner.mock_server.control.controls import Fault
+from local_runner.mock_server.control.journal import Journal
 from local_runner.mock_server.credentials import same
 from local_runner.mock_server.errors import (
     ServiceError,
@@ -28,10 +29,10 @@ from local_runner.mock_server.errors import (
     blob_body,
     unauthorized,
 )
-from local_runner.mock_server.journal import Journal
 from local_runner.mock_server.names import Names
+from local_runner.mock_server.storage.blob_door import MAX_BLOB, PREFIX, BlobDoor
+from local_runner.mock_server.storage.upload import receive
 from local_runner.mock_server.twin import Twin
-from local_runner.mock_server.upload import receive
 from local_runner.mock_server.wire import Call, Reply, Router
 
 MAX_BODY = 4 * 1024 * 1024
@@ -42,6 +43,7 @@ CONTROL_PREFIX = "/__mock__/"
 _METHODS = frozenset(("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"))
 _MOST_QUESTIONS = 64
 """Questions that wait for an answer at once; more wait at the door."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff\ufffd-\uffff]")
 """What no name has: it would break headers and lists."""
 
@@ -150,14 +152,9 @@ class App:
             return self._refusal(error, call)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody is there to read it
-        except OSError as error:
+        except Exception as error:  # whatever a door trips over, the server lives on
             _log.exception("%s %s", call.method, call.path)
-            full = ServiceError(507, "InsufficientStorage", f"The mock's disk: {error.strerror}")
-            return self._refusal(full, call)
-        except Exception:  # whatever a door trips over, the server lives on
-            _log.exception("%s %s", call.method, call.path)
-            words = "The mock failed; its log says why."
-            return self._refusal(ServiceError(500, "InternalServerError", words), call)
+            return self._refusal(_own_fault(error), call)
 
     async def _door(self, request: Request, exchange: answers.Exchange) -> Reply:
         call = exchange.call
@@ -227,6 +224,12 @@ def _check(call: Call) -> None:
         raise ServiceError(405, "MethodNotAllowed", f"{call.method[:20]} is not served.")
     if _CONTROL.search(call.path):
         raise ServiceError(400, "InvalidUri", "The path holds control characters.")
+
+
+def _own_fault(error: Exception) -> ServiceError:
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return ServiceError(507, "InsufficientStorage", f"The mock's disk: {error.strerror}")
+    return ServiceError(500, "InternalServerError", "The mock failed; its log says why.")
 
 
 def _kind(fault: Fault | None) -> str:

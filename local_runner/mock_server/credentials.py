@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from local_runner.mock_server.signatures import issue_sas
+from local_runner.mock_server.storage.signatures import issue_sas
 from maas_client.spec.rundir import read_json
 
 TENANT = "00000000-aaaa-bbbb-cccc-000000000001"

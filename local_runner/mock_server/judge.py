@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from local_runner.mock_server import managed
 from local_runner.mock_server import twin as world
+from local_runner.mock_server.doors import managed
 from local_runner.mock_server.errors import ServiceError, not_found, user_error
 from local_runner.mock_server.twin import Twin
 from maas_client.errors import DatasetError, PlanError

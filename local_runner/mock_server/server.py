@@ -26,15 +26,15 @@ from starlette.routing import Route
 from local_runner.clock import Clock
 from local_runner.mock_server import credentials, tls
 from local_runner.mock_server.app import App
-from local_runner.mock_server.blobs import BlobStore
 from local_runner.mock_server.chat import make_speaker
-from local_runner.mock_server.controls import Controls, Settings
+from local_runner.mock_server.control.controls import Controls, Settings
+from local_runner.mock_server.control.journal import Journal
 from local_runner.mock_server.dice import Dice
-from local_runner.mock_server.doors import make_app
+from local_runner.mock_server.doors.table import make_app
 from local_runner.mock_server.engine import Engine
-from local_runner.mock_server.journal import Journal
 from local_runner.mock_server.names import Names
 from local_runner.mock_server.protocol import Protocol
+from local_runner.mock_server.storage.blobs import BlobStore
 from local_runner.mock_server.store import Store
 from local_runner.mock_server.twin import Site, Twin
 from local_runner.mock_server.worker import Worker

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from local_runner.mock_server import names
-from local_runner.mock_server.blobs import BlobStore
 from local_runner.mock_server.credentials import ACCOUNT, Secrets
 from local_runner.mock_server.errors import ServiceError
+from local_runner.mock_server.storage.blobs import BlobStore
 from local_runner.mock_server.store import Store
 from maas_client.spec.catalog import ModelEntry, catalog
 
 if TYPE_CHECKING:
     from local_runner.clock import Clock
     from local_runner.mock_server.chat import Speaker
-    from local_runner.mock_server.controls import Controls
+    from local_runner.mock_server.control.controls import Controls
     from local_runner.mock_server.dice import Dice
     from local_runner.mock_server.engine import Engine
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from local_runner.mock_server.blob_routes import ACCOUNT_PATH, Operation
+from local_runner.mock_server.storage.blob_routes import ACCOUNT_PATH, Operation
 from tests.mocking import running_mock
 from tests.wire import line_to
 

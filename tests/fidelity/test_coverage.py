@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from local_runner.mock_server.blob_routes import OPERATIONS
+from local_runner.mock_server.storage.blob_routes import OPERATIONS
 from tests.mocking import ROOT
 
 COVERAGE = ROOT / "local_runner" / "mock_server" / "COVERAGE.md"

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from local_runner.mock_server.blobs import Blob, BlobStore, Label
 from local_runner.mock_server.errors import ServiceError
-from local_runner.mock_server.joining import Wanted
+from local_runner.mock_server.storage.blobs import Blob, BlobStore, Label
+from local_runner.mock_server.storage.joining import Wanted
+from local_runner.mock_server.storage.upload import Upload, receive
 from local_runner.mock_server.store import Document, Store
-from local_runner.mock_server.upload import Upload, receive
 
 
 @pytest.fixture

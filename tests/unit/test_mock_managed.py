@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from local_runner.mock_server import component_door, pipeline_shape, pipelines
+from local_runner.mock_server.doors import component_door, pipeline_shape, pipelines
+from local_runner.mock_server.doors.managed import compute_name
+from local_runner.mock_server.doors.questions import scored
+from local_runner.mock_server.doors.sizes import SIZES, check_deployment, check_size, check_types
 from local_runner.mock_server.errors import ServiceError
-from local_runner.mock_server.managed import compute_name
-from local_runner.mock_server.questions import scored
-from local_runner.mock_server.sizes import SIZES, check_deployment, check_size, check_types
 from maas_client.spec import hyperparameters
 from maas_client.spec.catalog import ModelEntry, catalog, find_model
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from local_runner.mock_server.errors import ServiceError
-from local_runner.mock_server.signatures import Need, Request, check_sas, issue_sas, plain
+from local_runner.mock_server.storage.signatures import Need, Request, check_sas, issue_sas, plain
 
 KEY = base64.b64encode(b"k" * 64).decode()
 READ = Need("r", "o")

@@ -16,14 +16,14 @@ import pytest
 
 from local_runner.clock import Clock
 from local_runner.mock_server import credentials
-from local_runner.mock_server.blobs import BlobStore
 from local_runner.mock_server.chat import ChildSpeaker
-from local_runner.mock_server.controls import Controls, Settings
+from local_runner.mock_server.control.controls import Controls, Settings
+from local_runner.mock_server.control.journal import Journal
 from local_runner.mock_server.dice import Dice
-from local_runner.mock_server.doors import make_app, make_router
+from local_runner.mock_server.doors.table import make_app, make_router
 from local_runner.mock_server.engine import Engine
-from local_runner.mock_server.journal import Journal
 from local_runner.mock_server.lifecycle import move
+from local_runner.mock_server.storage.blobs import BlobStore
 from local_runner.mock_server.store import Body, Store
 from local_runner.mock_server.twin import Site, Twin
 from local_runner.mock_server.wire import Call, Reply

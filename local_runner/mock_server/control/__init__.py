@@ -1,0 +1,1 @@
+"""What only the mock has: faults, time, journal, snapshots, and its own description."""

@@ -1,0 +1,253 @@
+"""A recorded journal played to a mock again: do the same requests still get the same answers?
+
+What changes from run to run is left out of the comparison: times, ids, addresses, request numbers. Ids that
+a later request repeats are replaced by those of this run. A request that only asks is asked again until
+its answer is the recorded one or the patience ends, because jobs take their time; of the same question
+asked several times in a row, the last answer counts.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from local_runner.mock_server.control.journal import REMOVED
+from maas_client.errors import MaasError
+
+Entry = Mapping[str, Any]
+Send = Callable[[str, str, Mapping[str, str], bytes], tuple[int, Mapping[str, str], bytes]]
+"""Method, path with query, headers and body to status, headers and body."""
+
+_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE)
+_VOLATILE = (
+    (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|\+00:00)?"), "{time}"),
+    (re.compile(r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT"), "{time}"),
+    (re.compile(r"\b0x[0-9A-F]{8,}"), "{etag}"),
+    (re.compile(r"\b[0-9a-f]{32}\b"), "{id}"),
+    (re.compile(r"^[0-9a-f]{16}$"), "{id}"),
+    (re.compile(r"([?&;]|amp;)(sig|se|st|ske|skt)=[^&\"<\s]+"), r"\1\2={signature}"),
+)
+_NUMBERS = frozenset(("created", "expires_on", "expires_in", "real", "virtual"))
+"""Keys whose numbers are times."""
+_COMPARED = ("location", "azure-asyncoperation", "x-ms-error-code", "retry-after-ms", "content-range",
+             "content-md5", "content-type", "x-ms-meta-upload_status")  # fmt: skip
+_SENT = re.compile(r"content-type|accept|x-ms-(?!client-request-id|date).*|if-.*|range|azureml-.*")
+_NAMES = re.compile("<Name>([^<]*)</Name>")
+_STAGES = ("Creating", "Queued", "Running", "InProgress", "CancelRequested", "Finalizing")
+_PATIENCE = 30.0
+_PAUSE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """An answer that is not the recorded one."""
+
+    entry: Entry
+    words: str
+
+    def __str__(self) -> str:
+        return f"#{self.entry['n']} {self.entry['method']} {self.entry['path']}: {self.words}"
+
+
+@dataclass
+class Replay:
+    """One playing of a journal.
+
+    Args:
+        send: sends a request to the mock.
+        host: the mock's, with its port.
+        login: the headers that open the door of an entry's path.
+        patience: seconds to wait for an answer that takes its time.
+    """
+
+    send: Send
+    host: str
+    login: Callable[[Entry, str], Mapping[str, str]]
+    patience: float = _PATIENCE
+    ids: dict[str, str] = field(default_factory=dict)
+    """Recorded ids, and those of this run."""
+    left_out: int = 0
+    """Entries that cannot be sent again: their body was not kept, or no answer went out."""
+
+    def play(self, entries: Sequence[Entry]) -> Iterator[Difference]:
+        """Send every request in its order; yields what differs."""
+        for entry in condensed(entries):
+            if entry["status"] == 0 or _body_is_missing(entry):
+                self.left_out += 1
+                continue
+            if words := self._play(entry):
+                yield Difference(entry, words)
+
+    def _play(self, entry: Entry) -> str:
+        """What differs; empty if nothing does."""
+        end = time.monotonic() + self.patience
+        while True:
+            words = self._compare(entry, *self._send(entry))
+            if not words or entry["method"] not in ("GET", "HEAD") or time.monotonic() > end:
+                return words
+            time.sleep(_PAUSE)
+
+    def _send(self, entry: Entry) -> tuple[int, Mapping[str, str], str]:
+        path = self._ours(entry["path"], entry["host"])
+        query = self._ours(entry["query"], entry["host"])
+        pairs = [pair for pair in query.split("&") if pair and not pair.startswith("sig=")]
+        headers = {k: v for k, v in entry["headers"].items() if _SENT.fullmatch(k)}
+        headers |= self.login(entry, path)
+        if not _is_local(entry["host"]):  # recorded through the proxy: the name decides
+            headers |= {"host": entry["host"]}
+        target = urllib.parse.quote(path, safe="/:$()!*,;=@~'+") + (
+            f"?{'&'.join(pairs)}" if pairs else ""
+        )
+        status, answered, body = self.send(entry["method"], target, headers, self._body(entry))
+        return status, {key.lower(): value for key, value in answered.items()}, _text(body)
+
+    def _body(self, entry: Entry) -> bytes:
+        body = entry["body"]
+        if isinstance(body, dict):
+            return base64.b64decode(body["base64"])
+        return self._ours(body or "", entry["host"]).encode()
+
+    def _ours(self, text: str, host: str) -> str:
+        """The recorded text with this run's address and ids."""
+        if _is_local(host):
+            quoted = urllib.parse.quote(host, safe="")
+            text = text.replace(host, self.host).replace(quoted, self.host.replace(":", "%3A"))
+        return _UUID.sub(lambda match: self.ids.get(match[0], match[0]), text)
+
+    def _compare(self, entry: Entry, status: int, headers: Mapping[str, str], body: str) -> str:
+        if status != entry["status"]:
+            return f"status {entry['status']} is now {status}: {body[:300]}"
+        is_blob = ".blob." in entry["host"] + entry["path"]
+        if words := self._compare_headers(entry, headers, is_blob=is_blob):
+            return words
+        recorded = entry["reply"] or ""
+        if entry["method"] == "HEAD":
+            return ""
+        if isinstance(recorded, dict):  # only its size was kept, or it was no text
+            return ""
+        if is_blob and "<EnumerationResults" in recorded:
+            return self._differs(_NAMES.findall(recorded), _NAMES.findall(body), "", "the list")
+        if is_blob and status < 400:
+            return ""
+        return self._differs(_parsed(recorded), _parsed(body), entry["host"], "")
+
+    def _compare_headers(self, entry: Entry, headers: Mapping[str, str], *, is_blob: bool) -> str:
+        for key in _COMPARED:
+            if is_blob and key.startswith("content-"):
+                continue  # what the engine wrote has times in it, and so another length
+            before, now = entry["reply_headers"].get(key, ""), headers.get(key, "")
+            if not self._same(before, now, entry["host"]):
+                return f"header {key}: {before!r} is now {now!r}"
+        return ""
+
+    def _differs(self, before: Any, now: Any, host: str, where: str) -> str:
+        if isinstance(before, dict) and isinstance(now, dict):
+            if before.keys() != now.keys():
+                odd = sorted(before.keys() ^ now.keys())
+                return f"{where or 'the answer'} has other keys: {', '.join(odd)}"
+            parts = ((f"{where}.{key}", before[key], now[key]) for key in before.keys() - _NUMBERS)
+        elif isinstance(before, list) and isinstance(now, list):
+            if len(before) != len(now):
+                return f"{where or 'the answer'} has {len(now)} entries, and had {len(before)}"
+            parts = (
+                (f"{where}[{i}]", *pair) for i, pair in enumerate(zip(before, now, strict=True))
+            )
+        else:
+            if self._same(before, now, host):
+                return ""
+            return f"{where.lstrip('.') or 'the answer'}: {before!r} is now {now!r}"
+        found = (self._differs(old, new, host, place) for place, old, new in parts)
+        return next((words for words in found if words), "")
+
+    def _same(self, before: Any, now: Any, host: str) -> bool:
+        if not isinstance(before, str) or not isinstance(now, str):
+            return bool(before == now)
+        if before == REMOVED:
+            return bool(now)
+        if _is_local(host):
+            before, now = before.replace(host, "{host}"), now.replace(self.host, "{host}")
+        old, new = _UUID.findall(before), _UUID.findall(now)
+        if _plain(before) != _plain(now) or len(old) != len(new):
+            # A stage that the recording saw, and this run was too quick for.
+            return before in _STAGES and now not in _STAGES
+        return all(self.ids.setdefault(a, b) == b for a, b in zip(old, new, strict=True))
+
+
+def condensed(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries without questions that were asked again before anything else was done."""
+    kept: list[Entry] = []
+    asked: dict[tuple[str, str, str], Entry] = {}
+    for entry in entries:
+        if entry["method"] in ("GET", "HEAD") and not entry.get("fault"):
+            place = (entry["method"], entry["path"], entry["query"])
+            asked.pop(place, None)
+            asked[place] = entry
+        else:
+            kept += [*asked.values(), entry]
+            asked = {}
+    return [*kept, *asked.values()]
+
+
+def read(file: Path) -> list[Entry]:
+    """The entries of a journal.
+
+    Raises:
+        MaasError: it is none.
+    """
+    entries = []
+    try:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                entries.append(json.loads(line))
+            except ValueError as error:
+                raise MaasError(
+                    f"{file}:{number}: this line is no JSON", hint="Is it a journal?"
+                ) from error
+    except OSError as error:
+        raise MaasError(f"{file}: {error.strerror}") from error
+    return entries
+
+
+def _body_is_missing(entry: Entry) -> bool:
+    length = entry["headers"].get("content-length", "0")
+    body = entry["body"]
+    if isinstance(body, dict):
+        return "base64" not in body
+    return body is None and length not in ("", "0")
+
+
+def _is_local(host: str) -> bool:
+    return re.fullmatch(r"(\d+\.\d+\.\d+\.\d+|localhost|\[::1\]):\d+", host) is not None
+
+
+def _plain(text: str) -> str:
+    for pattern, word in _VOLATILE:
+        text = pattern.sub(word, text)
+    return _UUID.sub("{uuid}", text)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _text(body: bytes) -> str:
+    return body.decode("utf-8", "replace")
+
+
+def wears_secret(entry: Entry) -> bool:
+    """Whether the recorded request showed credentials of any kind."""
+    headers = entry["headers"]
+    return (
+        REMOVED in (headers.get("authorization"), headers.get("api-key"))
+        or "sig=" in entry["query"]
+    )

@@ -1,0 +1,1 @@
+"""The service's doors: plain functions from a call to a reply."""

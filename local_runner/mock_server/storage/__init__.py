@@ -1,0 +1,1 @@
+"""The storage account: its door, its signatures, and its contents on the disk."""
