@@ -13,7 +13,7 @@ help:
 	@echo "make demo   the main job end to end, on this machine, with no account and no GPU"
 	@echo "make test   every test (under 10 minutes)"
 	@echo "make check  format, lint, types, import contracts, quick tests"
-	@echo "make matrix every call under azure-ai-ml 1.28, 1.32 and 1.35, against the mock (five minutes)"
+	@echo "make matrix every call under azure-ai-ml 1.28, 1.32 and 1.35, against the mock (ten minutes)"
 	@echo "make live   the same journey on your own Azure ML workspace (costs money; docs/azure-ml.md)"
 
 # torch first: anything else that wants it would bring its CUDA build.

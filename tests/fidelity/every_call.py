@@ -239,6 +239,27 @@ def _() -> None:
         equal(ends, None if name.startswith("Phi-4") else "2025-08-30")
 
 
+@check("registry: system metadata, over plain REST")
+def _() -> None:
+    host = "https://eastus.api.azureml.ms" if PUBLIC else URL
+    found = rest(
+        "GET", f"{host}/registrymanagement/v1.0/registries/azureml/discovery", "v1.0"
+    ).json()
+    plane = (
+        f"{found['primaryRegionResourceProviderUri']}mferp/managementfrontend"
+        f"/subscriptions/{found['subscriptionId']}/resourceGroups/{found['resourceGroup']}"
+        "/providers/Microsoft.MachineLearningServices/registries/azureml/models"
+    )
+    for name in sorted(FAMILY):
+        versions = rest("GET", f"{plane}/{name}/versions?$top=1").json()["value"]
+        equal(set(versions[0]), {"id", "name", "type", "systemData", "properties"})
+        metadata = versions[0]["properties"]["systemMetadata"]
+        equal("maasFinetuning" in metadata, "small" not in name)
+        equal("deprecation" in metadata, not name.startswith("Phi-4"))
+        if "small" not in name:
+            assert "eastus2" in metadata["maasFinetuning"]["maasFinetuningDeployRegions"], name
+
+
 @check("registry of another name")
 def _() -> None:
     def other() -> None:

@@ -4,8 +4,9 @@ by the environment.
     python maap_notebook.py TRAIN.jsonl FOLDER     prints one JSON object of what it saw
 
 A compute, the registry's pipeline component, a pipeline job, its model, an online endpoint, an answer.
-It imports nothing of ours. FINETUNE (a JSON object) overrides what the job is tuned with; WAYS (words)
-chooses the ways in which jobs outside of pipelines get their machines.
+It imports nothing of ours. CLOUD_KEYWORDS points MLClient at the mock by keywords instead; FINETUNE (a
+JSON object) overrides what the job is tuned with; WAYS (words) chooses the ways in which jobs outside
+of pipelines get their machines.
 """
 
 # mypy: ignore-errors
@@ -53,7 +54,9 @@ def clients() -> tuple[MLClient, MLClient]:
         for key in ("AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZUREML_WORKSPACE_NAME")
     ]
     credential = DefaultAzureCredential()
-    return MLClient(credential, *place), MLClient(credential, registry_name="azureml")
+    cloud = json.loads(os.environ.get("CLOUD_KEYWORDS", "{}"))
+    registry = MLClient(credential, registry_name="azureml", **cloud)
+    return MLClient(credential, *place, **cloud), registry
 
 
 def quiet(call: Any, *arguments: Any, **keywords: Any) -> str:

@@ -2,7 +2,7 @@
 
     python -m tests.fidelity.matrix
 
-Makes one virtual environment per version under `.matrix/`, once; then runs notebook.py and
+Makes one virtual environment per version under `.matrix/`, once; then runs the notebooks and
 every_call.py under each, with recipe A (environment only), B (keywords) and C (the public cloud's
 names, through the proxy), each against a mock of its own. Ends with 1 if anything fails that is not a
 known defect of the SDK itself.
@@ -28,7 +28,12 @@ VERSIONS = {"1.28.1": ("marshmallow<3.24",), "1.32.0": ("six",), "1.35.2": ()}
 BESIDE = ("azure-identity", "requests", "openai", "azure-ai-inference")
 REPORTED = ("azure-core", "azure-identity", "azure-storage-blob", "msal", "marshmallow", "openai")
 RECIPES = ("A", "B", "C")
-NOTEBOOK = "the notebook, whole"
+PROGRAMS = {
+    "notebook.py": "the notebook, whole",
+    "maap_notebook.py": "the notebook of managed compute, whole",
+    "every_call.py": "every call, whole",
+}
+"""What is run, and its row; the checks of every_call.py have rows of their own."""
 
 OLD = ("1.28.1", "1.32.0")
 DEFECTS = {
@@ -94,9 +99,9 @@ def constraints(version: str) -> str:
 
 
 def run(python: Path, recipe: str) -> dict[str, str]:
-    """Both programs under one version and recipe."""
+    """Every program under one version and recipe."""
     seen = {}
-    for program in ("notebook.py", "every_call.py"):
+    for program, row in PROGRAMS.items():
         with tempfile.TemporaryDirectory() as text:
             folder = Path(text)
             rows = folder / "train.jsonl"
@@ -113,13 +118,12 @@ def run(python: Path, recipe: str) -> dict[str, str]:
                     timeout=300,
                     check=False,
                 )
-        words = "ok" if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
-        if program == "notebook.py":
-            seen[NOTEBOOK] = words
-        elif words == "ok":
+        if done.returncode != 0:
+            seen[row] = done.stderr.strip().splitlines()[-1]
+        elif program == "every_call.py":
             seen |= json.loads(done.stdout.splitlines()[-1])
         else:
-            seen["every call, whole"] = words
+            seen[row] = "ok"
     return seen
 
 
