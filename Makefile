@@ -14,6 +14,9 @@ help:
 	@echo "make test   every test (under 10 minutes)"
 	@echo "make check  format, lint, types, import contracts, quick tests"
 	@echo "make matrix every call under azure-ai-ml 1.28, 1.32 and 1.35, against the mock (ten minutes)"
+	@echo "make soak   1,000 jobs of 50 clients while the mock is killed five times (4 minutes)"
+	@echo "make bench  the mock beside moto and Azurite, which are installed for it (needs npm)"
+	@echo "make matrix every call under three versions of azure-ai-ml"
 	@echo "make live   the same journey on your own Azure ML workspace (costs money; docs/azure-ml.md)"
 
 # torch first: anything else that wants it would bring its CUDA build.
@@ -44,8 +47,21 @@ check: $(VENV)/.ready
 matrix: $(VENV)/.ready
 	$(BIN)/python -m tests.fidelity.matrix
 
+soak: $(VENV)/.ready
+	$(BIN)/python -m tests.soak --write benchmarks/README.md
+
+# The peers are installed under .peers/, and by nothing else.
+.peers/moto/bin/moto_server:
+	$(PYTHON) -m venv .peers/moto
+	.peers/moto/bin/pip install -q -c constraints.txt "moto[server]==5.2.5"
+
+bench: $(VENV)/.ready .peers/moto/bin/moto_server
+	$(BIN)/python benchmarks/polling.py .peers/moto/bin/moto_server --write benchmarks/README.md
+	$(BIN)/python benchmarks/uploads.py .peers/azurite --write benchmarks/README.md
+	$(BIN)/python benchmarks/upload_memory.py --write benchmarks/README.md
+
 live: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/live -m live -s -p no:randomly
 
 clean:
-	rm -rf $(VENV) .matrix .mypy_cache .ruff_cache .pytest_cache .hypothesis runs
+	rm -rf $(VENV) .matrix .peers .mypy_cache .ruff_cache .pytest_cache .hypothesis runs
