@@ -50,10 +50,10 @@ matrix: $(VENV)/.ready
 soak: $(VENV)/.ready
 	$(BIN)/python -m tests.soak --write benchmarks/README.md
 
-# The peers are installed under .peers/, and by nothing else.
+# The peers live under .peers/; moto does not agree with our own constraints, and has some of its own.
 .peers/moto/bin/moto_server:
 	$(PYTHON) -m venv .peers/moto
-	.peers/moto/bin/pip install -q -c constraints.txt "moto[server]==5.2.5"
+	.peers/moto/bin/pip install -q -c benchmarks/peers-constraints.txt "moto[server]==5.2.5"
 
 bench: $(VENV)/.ready .peers/moto/bin/moto_server
 	$(BIN)/python benchmarks/polling.py .peers/moto/bin/moto_server --write benchmarks/README.md

@@ -69,3 +69,17 @@ def test_no_held_out_text_shares_eight_words_in_a_row_with_training() -> None:
     known = set().union(*map(runs, train))
     assert [text for text in held_out if runs(text) & known] == []
     assert set(map(str.lower, held_out)).isdisjoint(map(str.lower, train))
+
+
+def test_the_dry_run_ends_with_one_job_though_the_reply_was_lost(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SAMPLES / "ci-dry-run" / "dry_run.py")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "[('nightly', 'succeeded', 'nightly:1')]" in done.stdout
+    assert "lost-reply" in done.stdout.splitlines()[-2]
