@@ -2,9 +2,9 @@
 
     python samples/ci-dry-run/dry_run.py
 
-No account, no GPU, nothing is trained: the engine is simulated, and says so. The service throttles, loses the reply
-to the very request that submits the job, and takes six hours, which pass in seconds. In the end there is one job,
-completed, and one model; anything else ends this program with 1.
+No account, no GPU, nothing is trained: the engine is simulated, and says so. The service throttles, loses
+the reply to the very request that submits the job, and takes six hours, which pass in seconds. In the end
+there is one job, completed, and one model; anything else ends this program with 1.
 """
 
 from __future__ import annotations
