@@ -20,6 +20,9 @@ Base = Annotated[
     ),
 ]
 Name = Annotated[str | None, typer.Option("--name", help="The job's name, instead of the file's.")]
+New = Annotated[
+    bool, typer.Option("--new", help="Make another job, though the same was submitted before.")
+]
 JobFile = Annotated[Path, typer.Argument(help="Azure ML's fine-tuning YAML.")]
 Simulate = Annotated[
     bool,
