@@ -195,6 +195,16 @@ def stand_in(
     return _hand_over("stand-in", verb)
 
 
+@app.command()
+def completion(
+    shell: Annotated[str, typer.Argument(help="bash, zsh or fish.")],
+) -> None:
+    """Print a shell's completion script, for its start-up file: `eval "$(maas completion bash)"`."""
+    from typer._completion_shared import get_completion_script
+
+    render.line(get_completion_script(prog_name="maas", complete_var="_MAAS_COMPLETE", shell=shell))
+
+
 def _hand_over(*arguments: str) -> int:
     """Give the terminal to a runner verb; its exit code is ours."""
     from maas_client.targets import runner

@@ -8,8 +8,27 @@ from typing import Annotated
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def _target_names() -> list[str]:
+    """For the shell, which completes them."""
+    from maas_client.errors import SettingsError
+    from maas_client.settings import load_targets
+
+    try:
+        return list(load_targets())
+    except SettingsError:
+        return []  # not the moment to complain
+
+
 TargetName = Annotated[
-    str, typer.Option("--target", "-t", help="Where: local, mock, azure, or a name of maas.toml.")
+    str,
+    typer.Option(
+        "--target",
+        "-t",
+        help="Where: local, mock, azure, or a name of maas.toml.",
+        autocompletion=_target_names,
+    ),
 ]
 Base = Annotated[
     str | None,

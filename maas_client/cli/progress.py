@@ -13,6 +13,8 @@ from maas_client.jobs import Event, Job, JobStatus
 if TYPE_CHECKING:
     from maas_client.cli.view import View
 
+_AT_ONCE = 0.5
+"""Seconds in which events came together."""
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -53,14 +55,17 @@ class Progress:
         self.eval_losses: list[float] = []
         self.step, self.total = 0, None
         self.tokens_per_second: float | None = None
+        self._first_at = job.created_at
         self._last: dict[str, Any] = {}
         self._first_step: tuple[int, float] | None = None
+        self._began: float | None = None
         self._last_at: float | None = None
         self.ended_at: float | None = job.ended_at
 
     def take(self, event: Event) -> None:
         """Take what the event says."""
         data = event.data
+        self._first_at = min(self._first_at or event.at, event.at)
         if event.kind == "status" and "status" in data:
             self.status = JobStatus(data["status"])
             if self.status.is_terminal:
@@ -74,8 +79,14 @@ class Progress:
         self.losses += [data["loss"]] if "loss" in data else []
         self.eval_losses += [data["eval_loss"]] if "eval_loss" in data else []
         if "loss" in data:
-            self._first_step = self._first_step or (self.step, event.at)
-            self._last_at = event.at
+            self._pace(event.at)
+
+    def _pace(self, at: float) -> None:
+        """Note when the steps came. Those that came with the first were there before: no pace."""
+        if self._began is None or at - self._began < _AT_ONCE:
+            self._began = self._began or at
+            self._first_step = (self.step, at)
+        self._last_at = at
 
     def seconds_left(self, now: float) -> float | None:
         """What the trainer says, else what its pace so far says; None is unknown."""
@@ -90,8 +101,8 @@ class Progress:
         return (self.total - self.step) * took / steps - max(0.0, now - self._last_at)
 
     def elapsed(self, now: float) -> float | None:
-        began = self.job.created_at
-        return None if began is None else (self.ended_at or now) - began
+        """Seconds since it was made; a run that went on was made before its record says."""
+        return None if self._first_at is None else (self.ended_at or now) - self._first_at
 
 
 class Live:
@@ -124,7 +135,7 @@ class Live:
     def on_line(self, problem: TargetError | None) -> None:
         """The target does not answer, or does again; said once, and never on stdout."""
         lost, self._lost = self._lost, problem is not None
-        words = f"reconnecting: {problem.message.splitlines()[0]}" if problem else ""
+        words = f"reconnecting: {problem.message.partition(': ')[0].strip()}" if problem else ""
         if self._view is not None:
             self._view.trouble(words)
         elif lost != self._lost:

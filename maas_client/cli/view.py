@@ -32,8 +32,9 @@ class View:
     def __init__(self, job: Job, console: Console | None = None) -> None:
         self.progress = Progress(job)
         self._trouble = ""
+        self._console = console or Console()
         self._live = Live(
-            console=console, get_renderable=self._panel, refresh_per_second=4, transient=False
+            console=self._console, get_renderable=self._panel, refresh_per_second=4, transient=False
         )
 
     def start(self) -> None:
@@ -45,7 +46,7 @@ class View:
     def event(self, event: Event) -> None:
         self.progress.take(event)
         if event.kind == "log":
-            self._live.console.print(Text(event.message, style="dim"), highlight=False)
+            self._console.print(Text(event.message, style="dim"), highlight=False)
 
     def trouble(self, text: str) -> None:
         """What is wrong with the connection; empty when nothing is."""
@@ -53,7 +54,7 @@ class View:
         self._live.refresh()
 
     def _panel(self) -> Panel:
-        width = min(self._live.console.width, _WIDEST)
+        width = min(self._console.width, _WIDEST)
         seen, inner = self.progress, width - 4
         colour = _COLOURS[seen.status]
         title = Text.assemble((f" {seen.job.id} ", "bold"), (f"on {seen.job.target} ", "dim"))
