@@ -7,8 +7,10 @@ are left out by their names, and the twin's own secrets by their values, whereve
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import threading
@@ -48,6 +50,7 @@ _HINTS = ("key", "token", "secret", "password", "assertion")
 _IN_JSON = re.compile(rf'("{_WORDS}"\s*:\s*)"(?:[^"\\]|\\.)*"', re.IGNORECASE)
 _IN_FORM = re.compile(rf"(^|&)({_WORDS})=[^&]*", re.IGNORECASE)
 _SIGNATURE = re.compile(r"([?&;]sig=|\bsig%3D)[^&\"'<>\s\\]+", re.IGNORECASE)
+_log = logging.getLogger(__name__)
 _JWT = re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*")
 
 
@@ -59,6 +62,8 @@ class Journal:
         self._secrets = [text for text in secrets if text]
         self._lock = threading.Lock()
         self._number = _last_number(file)
+        self.lost = 0
+        """Calls that could not be recorded: their numbers are missing."""
         self._stream = -1
         self._size = 0
         self._open()
@@ -93,10 +98,22 @@ class Journal:
         with self._lock:
             self._number += 1
             line = json.dumps({"n": self._number, **entry}) + "\n"
-            # Straight to the system: what was answered is recorded, even if we are killed now.
-            self._size += os.write(self._stream, line.encode())
-            if self._size > _MAX_FILE:
-                self._turn()
+            try:
+                self._append(line.encode())
+            except OSError as error:  # no answer fails because it cannot be recorded
+                if not self.lost:
+                    _log.warning("the journal cannot be written, and has a gap: %s", error)
+                self.lost += 1
+
+    def _append(self, line: bytes) -> None:
+        # Straight to the system: what was answered is recorded, even if we are killed now.
+        done = os.write(self._stream, line)
+        if done < len(line):  # a disk that is nearly full takes a part, which is of no use
+            os.ftruncate(self._stream, self._size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._size += done
+        if self._size > _MAX_FILE:
+            self._turn()
 
     def clean(self, text: str) -> str:
         """The text without secrets."""
