@@ -28,27 +28,19 @@ MAX_KEPT = 256 * 1024
 """Bytes of a body that are kept; of a larger one, its size and digest are."""
 _MAX_FILE = 256 * 1024 * 1024
 """A journal that is longer makes way for a new one; the one before it is kept."""
-_HEADERS = frozenset(
-    [
-        "authorization",
-        "api-key",
-        "x-identity-header",
-        "cookie",
-        "set-cookie",
-        "ocp-apim-subscription-key",
-        "x-ms-copy-source-authorization",
-        "x-ms-encryption-key",
-    ]
+_SECRET_HEADER = re.compile(
+    r".*(authorization|cookie|secret|password).*|.*[-_]?(key|token)|x-identity-header"
 )
 _DULL = frozenset(["date", "server", "connection", "accept-encoding"])
 _WORDS = (
-    r"(primaryKey|secondaryKey|sasToken|keyValue|key|access_token|refresh_token|client_secret"
-    r"|client_assertion|api[-_]key|password|token)"
+    r"(primaryKey|secondaryKey|sasToken|keyValue|key|access_?token|refresh_?token|client_?assertion"
+    r"|api[-_]?key|subscription-key|token|\w*password|\w*secret|account_?key|\w*access_?key|connection_?string)"
 )
-_HINTS = ("key", "token", "secret", "password", "assertion")
+_HINTS = ("key", "token", "secret", "password", "assertion", "connection")
 """One of them is in each of those words: looking for them is quicker."""
 _IN_JSON = re.compile(rf'("{_WORDS}"\s*:\s*)"(?:[^"\\]|\\.)*"', re.IGNORECASE)
 _IN_FORM = re.compile(rf"(^|&)({_WORDS})=[^&]*", re.IGNORECASE)
+_SECRET_QUERY = re.compile(rf"sig|{_WORDS}", re.IGNORECASE)
 _SIGNATURE = re.compile(r"([?&;]sig=|\bsig%3D)[^&\"'<>\s\\]+", re.IGNORECASE)
 _log = logging.getLogger(__name__)
 _JWT = re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*")
@@ -86,7 +78,7 @@ class Journal:
             "method": call.method,
             "host": call.headers.get("host", ""),
             "path": self.clean(call.asked or call.path),
-            "query": self.clean(urlencode(_without_signature(call.query))),
+            "query": self.clean(urlencode(_without_secrets(call.query))),
             "headers": self._kept(call.headers),
             "body": self._body(call.body or b"".join(sent), call.headers.get("content-type", "")),
             "status": status,
@@ -150,7 +142,7 @@ class Journal:
 
     def _kept(self, headers: Mapping[str, str]) -> dict[str, str]:
         return {
-            key: REMOVED if key in _HEADERS else self.clean(value)
+            key: REMOVED if _SECRET_HEADER.fullmatch(key) else self.clean(value)
             for key, value in headers.items()
             if key not in _DULL
         }
@@ -187,8 +179,10 @@ def digest(data: bytes) -> dict[str, Any]:
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _without_signature(query: Mapping[str, str]) -> list[tuple[str, str]]:
-    return [(key, REMOVED if key == "sig" else value) for key, value in query.items()]
+def _without_secrets(query: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [
+        (key, REMOVED if _SECRET_QUERY.fullmatch(key) else value) for key, value in query.items()
+    ]
 
 
 def _last_number(file: Path) -> int:
