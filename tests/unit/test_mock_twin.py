@@ -23,8 +23,10 @@ from local_runner.mock_server.chat import ChildSpeaker
 from local_runner.mock_server.control.controls import Controls, Settings
 from local_runner.mock_server.control.journal import Journal
 from local_runner.mock_server.dice import Dice
+from local_runner.mock_server.doors import job_door
 from local_runner.mock_server.doors.table import make_app, make_router
 from local_runner.mock_server.engine import Engine
+from local_runner.mock_server.errors import ServiceError
 from local_runner.mock_server.lifecycle import move
 from local_runner.mock_server.storage.blobs import BlobStore
 from local_runner.mock_server.store import Body, Store
@@ -439,3 +441,22 @@ def test_a_fault_that_happened_while_another_was_added_does_not_happen_again(
     assert len({fault.id for fault in controls.settings.faults}) == 2
     controls.change({"faults": [{"kind": "lost-reply", "times": 1, "id": first.id}]})
     assert controls.fault("GET", "/x") is not None  # written anew, it begins anew
+
+
+def test_of_two_jobs_with_one_name_at_once_the_other_is_refused(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, again = job_door.judge, ["another"]
+
+    def overtaken(*words: Any) -> Any:
+        accepted = judge(*words)
+        if again:  # while one is looked at, another one comes
+            service.submit("one", output=again.pop(0))
+        return accepted
+
+    monkeypatch.setattr(job_door, "judge", overtaken)
+    with pytest.raises(ServiceError, match="another definition") as caught:
+        service.submit("one", output="third")
+    assert caught.value.status == 409
+    assert service.job("one")["output"] == "another"
+    assert len(list((service.twin.site.home / "runs").iterdir())) == 1
