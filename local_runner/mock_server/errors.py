@@ -18,6 +18,7 @@ class ServiceError(Exception):
         message: str,
         *,
         inner: str = "",
+        param: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
@@ -25,6 +26,7 @@ class ServiceError(Exception):
         self.code = code
         self.message = message
         self.inner = inner
+        self.param = param
         self.headers = headers or {}
 
 
@@ -100,13 +102,14 @@ def blob_body(error: ServiceError) -> str:
 
 
 def openai_body(error: ServiceError) -> dict[str, Any]:
-    """What a chat endpoint answers with."""
+    """What OpenAI's doors and a chat endpoint answer with."""
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
     kind = "invalid_request_error" if error.status < 500 else "server_error"
     return {
         "error": {
             "message": error.message,
-            "type": kind,
-            "param": None,
+            "type": kinds.get(error.status, kind),
+            "param": error.param,
             "code": error.inner or error.code,
         }
     }
