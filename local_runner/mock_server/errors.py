@@ -103,13 +103,8 @@ def blob_body(error: ServiceError) -> str:
 
 def openai_body(error: ServiceError) -> dict[str, Any]:
     """What OpenAI's doors and a chat endpoint answer with."""
-    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
     kind = "invalid_request_error" if error.status < 500 else "server_error"
-    return {
-        "error": {
-            "message": error.message,
-            "type": kinds.get(error.status, kind),
-            "param": error.param,
-            "code": error.inner or error.code,
-        }
-    }
+    code = error.inner or error.code
+    if error.status == 429:
+        kind, code = "requests", "rate_limit_exceeded" if code == "TooManyRequests" else code
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": code}}
