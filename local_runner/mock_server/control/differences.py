@@ -55,12 +55,13 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
         "`auto` is 3 epochs, a batch of 0.2 % of the examples, and a multiplier of 1; the service's own "
         "choice is not public. Only the method `supervised` is served, and no integration; a tuned model "
         "cannot be tuned again.",
-        "A cancellation that the engine has not heard of yet shows the status of before. Pausing is for every "
-        "job here; the run stops after its step and goes on from there, with the same bytes.",
+        "A cancellation that the engine has not heard of yet shows the status of before. Pausing is "
+        "for every job here; the run stops after its step and goes on from there, with the same bytes.",
         "Tokens are counted by the engine's own tokenizer, in a simulation by 4 bytes each. A simulation "
         "writes at most 20 lines of metrics.",
-        "`tools`, `logprobs`, penalties and JSON formats are refused, as the engine has none of them. Content "
-        "filters are not modelled: no `prompt_filter_results`. Several answers come one after another.",
+        "`tools`, `logprobs`, penalties and JSON formats are refused, as the engine has none of them. "
+        "Content filters are not modelled: there are no `prompt_filter_results`.",
+        "Several answers come one after another.",
         "Files lie in the workspace's storage under `openai/`.",
     ),
     "Storage": (

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from typing import Any
 
-from local_runner.mock_server.errors import ServiceError
+from local_runner.mock_server.errors import REPLACED, ServiceError
 from local_runner.mock_server.judge import judge
 from local_runner.mock_server.lifecycle import LIVE, first
 from local_runner.mock_server.openai import files, knobs
@@ -129,6 +129,8 @@ def accept(twin: Twin, asked: Request) -> Body:
             "openai": _remembered(asked, short, numbers),
         }
         with twin.store.transaction():
+            if not folder.exists():
+                raise ServiceError(503, "ServiceUnavailable", REPLACED)
             twin.controls.check("jobs", twin.store.count("job", states=LIVE))
             twin.controls.check("models", twin.store.count("model"))
             twin.store.put("job", name, job)
