@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from local_runner.mock_server.errors import REPLACED, ServiceError
@@ -128,18 +129,22 @@ def accept(twin: Twin, asked: Request) -> Body:
             "at": twin.clock.time(),
             "openai": _remembered(asked, short, numbers),
         }
-        with twin.store.transaction():
-            if not folder.exists():
-                raise ServiceError(503, "ServiceUnavailable", REPLACED)
-            twin.controls.check("jobs", twin.store.count("job", states=LIVE))
-            twin.controls.check("models", twin.store.count("model"))
-            twin.store.put("job", name, job)
+        _put(twin, job, folder)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, ServiceError) and error.inner == "DataNotFound":
             raise no_such("File object", asked.training["id"], param="training_file") from error
         raise
     return job
+
+
+def _put(twin: Twin, job: Body, folder: Path) -> None:
+    with twin.store.transaction():
+        if not folder.exists():
+            raise ServiceError(503, "ServiceUnavailable", REPLACED)
+        twin.controls.check("jobs", twin.store.count("job", states=LIVE))
+        twin.controls.check("models", twin.store.count("model"))
+        twin.store.put("job", job["key"], job)
 
 
 def find(twin: Twin, number: str) -> Body:
