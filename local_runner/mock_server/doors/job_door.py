@@ -108,10 +108,7 @@ class _Door:
             )
         before = self._twin.store.get("job", name.lower())
         if before is not None:
-            if essence(before["wire"]) != essence(properties):
-                raise conflict(
-                    f"A job with the name {name} already exists, with another definition."
-                )
+            _refuse_other(before, properties)
             changed = self._changed(before, properties)
             return Reply(200, self._shown(changed, call, fresh=True), self._location(name))
         job = self._accept(name, properties)
@@ -137,7 +134,9 @@ class _Door:
             accepted = asked(self._twin, name, properties, folder / "data")
             with self._twin.store.transaction():
                 job = self._twin.store.get("job", name.lower())
-                if job is None:  # else the same request was sent twice at once
+                if job is not None:  # two were sent at once
+                    _refuse_other(job, properties)
+                else:
                     if not folder.exists():
                         raise ServiceError(503, "ServiceUnavailable", REPLACED)
                     self._refuse_too_many(accepted)
@@ -285,6 +284,14 @@ class _Door:
         if job is None:
             raise not_found("Run", call.params["name"])
         return job
+
+
+def _refuse_other(job: Body, properties: dict[str, Any]) -> None:
+    """Whoever sends a job's name again must mean the same job."""
+    if essence(job["wire"]) != essence(properties):
+        raise conflict(
+            f"A job with the name {job['name']} already exists, with another definition."
+        )
 
 
 def _body(twin: Twin, name: str, wire: dict[str, Any], accepted: Accepted, folder: Path) -> Body:
