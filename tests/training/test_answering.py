@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from local_runner import adapters
 from local_runner.answering import serve
 from local_runner.data import ChatTokenizer
-from local_runner.generate import Answerer, Ask, Ending, _choose
+from local_runner.generate import Answerer, Ask, draw
 from local_runner.models import base as bases
 from local_runner.models import tiny
 from local_runner.simulate import simulate
+from local_runner.speech import Ending, Speech
 from local_runner.train import train
 from maas_client.errors import BaseModelError, RunnerError
 from maas_client.spec.rundir import RunDir
@@ -81,9 +82,15 @@ def test_an_answer_ends_where_the_limit_or_the_context_ends_it() -> None:
 
 def said(text: str, *stop: str) -> tuple[list[str], Ending]:
     """What the worker makes of a model that says this."""
-    answerer = Answerer(bases.resolve("tiny", model=""))
-    ids = answerer.tokenizer.raw.encode(text, add_special_tokens=False).ids
-    *pieces, ending = answerer._pieces(iter(ids), stop, 5)
+    tokenizer = ChatTokenizer(tiny.install()).raw
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    speech = Speech(tokenizer, ends=(257, 261), stop=stop, prompt_tokens=5, limit=len(ids))
+    pieces: list[str | Ending] = []
+    for token in ids:
+        pieces += speech.hear(token)
+        if pieces and isinstance(pieces[-1], Ending):
+            break
+    ending = pieces.pop()
     assert isinstance(ending, Ending)
     return [str(piece) for piece in pieces], ending
 
@@ -121,8 +128,7 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it() -> None:
     dice = torch.Generator().manual_seed(0)
 
     def drawn(top_p: float) -> set[int]:
-        how = Ask(ASKED, temperature=1.0, top_p=top_p)
-        return {_choose(logits, how, dice) for _ in range(300)}
+        return {draw(logits, top_p, dice) for _ in range(300)}
 
     assert drawn(1.0) == {0, 1, 2, 3}
     assert drawn(0.79) == {1, 2}
