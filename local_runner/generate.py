@@ -168,7 +168,8 @@ class Answerer:
         """The tokens of an answer apart, by transformers' own forward pass and cache."""
         from transformers import DynamicCache
 
-        cache, ids, choose = DynamicCache(), answer.row.ids, answer.row.choose or _likeliest
+        row, cache = answer.row, DynamicCache()
+        ids, choose = row.ids, row.choose or _likeliest
         while True:
             model, mode = self._with(answer.key)
             with torch.inference_mode(), mode:
@@ -179,6 +180,7 @@ class Answerer:
                     logits_to_keep=1,
                 )
             token = choose(out.logits[0, -1].float())
+            row.ids.append(token)
             yield token
             ids = [token]
 
