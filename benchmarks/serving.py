@@ -31,7 +31,7 @@ from local_runner.speech import Ending
 
 HEADING = "## Answers, beside transformers' generate"
 ROUNDS = 3
-TOKENS = 64
+TOKENS = 32
 RANK = 16
 QUESTIONS = (
     "What is a lighthouse?",
@@ -162,7 +162,6 @@ def run(name: str) -> str:
         works = {
             "1, the base": (bare, plain[2:3]),
             "8, the base": (bare, plain),
-            "8, one adapter": (adapted, [replace(ask, adapter=made[0]) for ask in plain]),
             "8, an adapter each": (
                 adapted,
                 [replace(ask, adapter=place) for ask, place in zip(plain, made, strict=True)],
