@@ -242,6 +242,41 @@ def test_a_snapshot_brings_everything_back(client: httpx.Client, mock: Mock) -> 
         assert answer.status_code in (400, 404), (path, answer.text)
 
 
+def test_a_snapshot_knows_what_time_it_was(client: httpx.Client, mock: Mock) -> None:
+    headers = control(mock)
+
+    def hours(real: float) -> float:
+        now = client.get("/__mock__/time", headers=headers).json()["time"]
+        return (dt.datetime.fromisoformat(now).timestamp() - real) / 3600
+
+    real = time.time()
+    client.put("/__mock__/snapshots/real", headers=headers)
+    client.post("/__mock__/time", json={"advance": 6 * 3600, "scale": 0}, headers=headers)
+    client.put("/__mock__/snapshots/later", headers=headers)
+    client.post("/__mock__/time", json={"advance": 36 * 3600, "scale": 9}, headers=headers)
+    client.post("/__mock__/snapshots/later/restore", headers=headers)
+    assert 6 <= hours(real) < 6.1
+    assert client.get("/__mock__/time", headers=headers).json()["scale"] == 0
+    client.post("/__mock__/snapshots/real/restore", headers=headers)
+    assert 0 <= hours(real) < 0.1
+    for name in ("real", "later"):
+        client.delete(f"/__mock__/snapshots/{name}", headers=headers)
+
+
+def test_time_ends_before_the_calendar_does(client: httpx.Client, mock: Mock) -> None:
+    headers = control(mock)
+    pace = {"real": time.time(), "virtual": 221_000_000_000.0, "scale": 1e6}  # the year 8973
+    (mock.home / "clock.json").write_text(json.dumps(pace))
+    body = {"advance": 366 * 86_400}
+    answers = [client.post("/__mock__/time", json=body, headers=headers) for _ in range(40)]
+    assert {answer.status_code for answer in answers} == {200, 400}
+    pace["real"] -= 1e9  # it has gone on for days
+    (mock.home / "clock.json").write_text(json.dumps(pace))
+    assert client.get("/__mock__/time", headers=headers).json()["time"].startswith("9000-01-01")
+    job = client.put(f"{place_of(mock)}/jobs/late", json=job_body(put_rows(client, mock)))
+    assert job.status_code == 201
+
+
 def test_a_snapshot_waits_for_quiet(tmp_path: Path) -> None:
     options = ("--engine", "simulate", "--simulate-seconds", "600")
     with running_mock(tmp_path, *options) as mock, line_to(mock) as client:
@@ -278,6 +313,14 @@ def test_the_journal_has_every_call_and_no_secret(client: httpx.Client, mock: Mo
     body = {"client_id": "me", "client_secret": "my-own-secret", "scope": "x/.default"}
     given = client.post("/tenant/oauth2/v2.0/token", data=body).json()["access_token"]
     client.get(place, headers={"api-key": "another-secret"})
+    client.get(place, headers={"x-api-key": "h-hidden", "Proxy-Authorization": "Basic h-hidden"})
+    client.get(place, params={"access_token": "h-hidden", "api-key": "h-hidden", "$skip": "shown"})
+    account = {
+        "adminUserName": "shown",
+        "adminUserPassword": "h-hidden",
+        "clientSecret": "h-hidden",
+    }
+    client.put(f"{place}/computes/box", json={"properties": {"userAccountCredentials": account}})
     entries = seen(client, mock)
     assert [entry["n"] for entry in entries] == list(
         range(entries[0]["n"], entries[0]["n"] + len(entries))
@@ -288,8 +331,9 @@ def test_the_journal_has_every_call_and_no_secret(client: httpx.Client, mock: Mo
     text = (mock.home / "journal.jsonl").read_text()
     signature = sas.partition("sig=")[2].partition("&")[0]
     for secret in (*read_json(mock.home / "secrets.json").values(), signature, given, "my-own-secret",
-                   "another-secret", client.headers["authorization"][7:]):  # fmt: skip
+                   "another-secret", "h-hidden", client.headers["authorization"][7:]):  # fmt: skip
         assert secret not in text
+    assert "skip=shown" in text.replace("%24", "$")
     assert (mock.home / "journal.jsonl").stat().st_mode & 0o077 == 0
 
 
@@ -325,6 +369,39 @@ def test_a_replay_finds_what_differs(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"#{put['n']} PUT" in done.stdout
     assert "status 418 is now 201" in done.stdout
+
+
+def test_faults_are_replayed_too(tmp_path: Path) -> None:
+    with running_mock(tmp_path / "mock", *QUICK) as mock, line_to(mock) as client:
+        place = place_of(mock)
+        faults(client, mock, {"kind": "status", "path": "/jobs/", "times": 1},
+               {"kind": "lost-request", "path": "/jobs/", "times": 1},
+               {"kind": "lost-reply", "path": "/data/", "times": 1},
+               {"kind": "cut", "path": "/models", "times": 1})  # fmt: skip
+        uri, lost = put_rows(client, mock), 0
+        for method, path, body in (
+            *[("PUT", "jobs/x", job_body(uri))] * 3,
+            *[("PUT", "data/d/versions/1", {"properties": {"dataUri": uri, "dataType": "uri_file"}})] * 2,
+            *[("GET", "models", None)] * 2,
+        ):  # fmt: skip
+            try:
+                client.request(method, f"{place}/{path}", json=body)
+            except httpx.RemoteProtocolError:
+                lost += 1
+        assert lost == 3
+        wait_for(client, f"{place}/jobs/x")
+        journal = tmp_path / "mine.jsonl"
+        journal.write_bytes((mock.home / "journal.jsonl").read_bytes())
+        client.post("/__mock__/reset", headers=control(mock))
+        assert ", 0 left out, 0 differ" in mock_command(mock.home, "replay", str(journal)).stdout
+        entries = [json.loads(line) for line in journal.read_text().splitlines()]
+        entries = [entry for entry in entries if not entry["path"].startswith("/__mock__/")]
+        journal.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        client.post("/__mock__/reset", headers=control(mock))
+        words = ("mock", "--home", str(mock.home), "replay", str(journal), "--patience", "0.1")
+        done = subprocess.run([sys.executable, "-m", "local_runner", *words],
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        assert done.stdout.count("the connection broke, as was asked for") == 3, done.stdout
 
 
 def test_a_restarted_mock_is_where_it_was(tmp_path: Path) -> None:

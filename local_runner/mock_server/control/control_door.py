@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 import signal
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from local_runner.clock import MAX_SCALE
+from local_runner.clock import LAST, MAX_SCALE
 from local_runner.mock_server.control import snapshots
 from local_runner.mock_server.control.journal import Journal
 from local_runner.mock_server.errors import ServiceError, conflict, not_found, user_error
@@ -84,6 +84,7 @@ class _Door:
                 "answers": self._twin.speaker.running(),
                 "blobs": store.count("blob"),
                 "journal": str(self._journal.file),
+                "journal_lost": self._journal.lost,
             }
         )
 
@@ -107,6 +108,8 @@ class _Door:
         given = call.json()
         scale = _number(given, "scale", 0, MAX_SCALE)
         advance = _number(given, "advance", 0, _MOST_ADVANCE)
+        if self._twin.clock.time() + (advance or 0.0) > LAST:
+            raise user_error("advance: no calendar goes that far.", inner="InvalidControl")
         self._twin.clock.change(scale=scale, advance=advance or 0.0)
         self._worker.wake()
         return self.time(call)
@@ -116,18 +119,24 @@ class _Door:
 
     def snapshot(self, call: Call) -> Reply:
         """Keep everything as it is now."""
-        self._refuse_live("A snapshot")
-        snapshots.take(self._twin.store, self._twin.site.home, _name(call))
-        return Reply(201, {"name": call.params["name"]})
+        name = _name(call)
+        with self._still():
+            self._refuse_live("A snapshot")
+            pace = self._twin.clock.keep()
+            snapshots.take(self._twin.store, self._twin.site.home, name, pace)
+        return Reply(201, {"name": name})
 
     def restore(self, call: Call) -> Reply:
         """Everything as it was then."""
         name = _name(call)
         if name not in snapshots.names(self._twin.site.home):
             raise not_found("Snapshot", name)
-        self._refuse_live("Restoring")
-        snapshots.restore(self._twin.store, self._twin.site.home, name)
-        self._twin.controls.reload()
+        with self._still():
+            self._refuse_live("Restoring")
+            snapshots.restore(self._twin.store, self._twin.site.home, name)
+            self._twin.blobs.drafts.forget()
+            self._twin.controls.reload()
+            self._twin.clock.go_back(snapshots.pace(self._twin.site.home, name))
         return Reply(body={"name": name})
 
     def drop_snapshot(self, call: Call) -> Reply:
@@ -147,20 +156,28 @@ class _Door:
 
     def reset(self, call: Call) -> Reply:
         """Forget everything but the snapshots and the journal; jobs that run are cancelled first."""
-        live = [doc.body for doc in self._twin.store.list("job") if doc.body["state"] in LIVE]
+        live = [doc.body for doc in self._twin.store.list("job", states=LIVE)]
         for job in live:
             move(self._twin, job, "CancelRequested", only=("Queued", "Running"))
         self._worker.wake()
         self._worker.wait_until_idle(_GONE_SECONDS)
-        for job in live:
-            _stop(run_of(self._twin, job))
-        self._twin.store.clear()
-        self._twin.blobs.clear()
-        shutil.rmtree(self._twin.site.home / "runs", ignore_errors=True)
-        self._twin.controls.reset()
-        if self._twin.engine.simulates:
-            self._twin.clock.reset()
-        return Reply(body={"reset": True, "cancelled": len(live)})
+        with self._still():
+            # Those that came meanwhile, too.
+            live += [doc.body for doc in self._twin.store.list("job", states=LIVE)]
+            for job in live:
+                _stop(run_of(self._twin, job))
+            snapshots.forget_all(self._twin.store, self._twin.site.home)
+            self._twin.blobs.drafts.forget()
+            self._twin.controls.reset()
+            self._twin.clock.go_back(None)
+        return Reply(body={"reset": True, "cancelled": len({job["key"] for job in live})})
+
+    @contextlib.contextmanager
+    def _still(self) -> Iterator[None]:
+        """Nobody changes the state meanwhile, neither documents nor blocks nor controls."""
+        twin = self._twin
+        with twin.controls.lock, twin.blobs.drafts.still(), twin.store.alone():
+            yield
 
     def _refuse_live(self, what: str) -> None:
         live = self._twin.store.list("job", states=LIVE, limit=1)

@@ -11,6 +11,7 @@ from typing import Any
 from local_runner.mock_server.doors import pipeline_shape, pipelines
 from local_runner.mock_server.doors.job_shape import OLD, essence, history, shown
 from local_runner.mock_server.errors import (
+    REPLACED,
     ServiceError,
     conflict,
     history_body,
@@ -107,10 +108,7 @@ class _Door:
             )
         before = self._twin.store.get("job", name.lower())
         if before is not None:
-            if essence(before["wire"]) != essence(properties):
-                raise conflict(
-                    f"A job with the name {name} already exists, with another definition."
-                )
+            _refuse_other(before, properties)
             changed = self._changed(before, properties)
             return Reply(200, self._shown(changed, call, fresh=True), self._location(name))
         job = self._accept(name, properties)
@@ -136,7 +134,11 @@ class _Door:
             accepted = asked(self._twin, name, properties, folder / "data")
             with self._twin.store.transaction():
                 job = self._twin.store.get("job", name.lower())
-                if job is None:  # else the same request was sent twice at once
+                if job is not None:  # two were sent at once
+                    _refuse_other(job, properties)
+                else:
+                    if not folder.exists():
+                        raise ServiceError(503, "ServiceUnavailable", REPLACED)
                     self._refuse_too_many(accepted)
                     job = _body(self._twin, name, properties, accepted, folder)
                     self._twin.store.put("job", name.lower(), job)
@@ -144,7 +146,7 @@ class _Door:
                     kept = True
         finally:
             if not kept:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
         return job
 
     def _shown(self, job: Body, call: Call, *, fresh: bool = False) -> dict[str, Any]:
@@ -282,6 +284,14 @@ class _Door:
         if job is None:
             raise not_found("Run", call.params["name"])
         return job
+
+
+def _refuse_other(job: Body, properties: dict[str, Any]) -> None:
+    """Whoever sends a job's name again must mean the same job."""
+    if essence(job["wire"]) != essence(properties):
+        raise conflict(
+            f"A job with the name {job['name']} already exists, with another definition."
+        )
 
 
 def _body(twin: Twin, name: str, wire: dict[str, Any], accepted: Accepted, folder: Path) -> Body:

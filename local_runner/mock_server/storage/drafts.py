@@ -6,6 +6,7 @@ names places, making a blob of its blocks copies nothing.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from local_runner.mock_server.storage.upload import Upload
@@ -47,10 +48,6 @@ class Draft:
     def _index(self) -> Path:
         return self.folder / "index"
 
-    def is_gone(self) -> bool:
-        """Whether somebody put another state of the folder in its place."""
-        return self._end > 0 and not self._index.exists()
-
     def reserve(self, size: int) -> tuple[int, int]:
         """A handle of the file, and where in it there is room."""
         with self.lock:
@@ -74,8 +71,12 @@ class Draft:
 
     def keep(self, block: str, place: Place) -> None:
         """What lies there is a block. A killed server knows it again; a torn last line never was."""
-        with self.lock, self._index.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps([block, *place]) + "\n")
+        line = (json.dumps([block, *place]) + "\n").encode()
+        with self.lock, self._index.open("ab", buffering=0) as stream:
+            end = stream.seek(0, os.SEEK_END)
+            if stream.write(line) < len(line):  # the disk is full: half a line would spoil the next
+                stream.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self.blocks[block] = place
 
     def end(self) -> None:
@@ -154,16 +155,24 @@ class Drafts:
             if touched < time.time() - _SECONDS:
                 shutil.rmtree(folder)
 
-    def clear(self) -> None:
-        with self._lock:
-            self._known.clear()
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Nobody changes a draft meanwhile."""
+        with self._lock, ExitStack() as stack:
+            for draft in self._known.values():
+                stack.enter_context(draft.lock)
+            yield
+
+    def forget(self) -> None:
+        """What is known is no longer so: other files are in the folder. For one who keeps them still."""
+        for draft in self._known.values():
+            draft.ended = True
+        self._known.clear()
 
     def _get(self, container: str, name: str) -> Draft:
         folder = self._place(container, name)
         with self._lock:
             draft = self._known.get(folder.name)
-            if draft is not None and draft.is_gone():
-                draft.ended = True
             if draft is None or draft.ended:
                 draft = self._known[folder.name] = Draft(folder, container, name)
             return draft
