@@ -24,6 +24,7 @@ from local_runner.speech import Ending, Speech
 from local_runner.train import train
 from maas_client.errors import BaseModelError, RunnerError
 from maas_client.spec.rundir import RunDir
+from maas_client.targets.runner import Answers
 
 MakeRun = Callable[..., RunDir]
 Runner = Callable[..., subprocess.Popen[str]]
@@ -207,3 +208,55 @@ def test_the_worker_answers_until_nobody_asks(worker: subprocess.Popen[str]) -> 
     output, _ = worker.communicate(timeout=60)
     assert output == ""
     assert worker.returncode == 0
+
+
+def test_the_worker_answers_several_at_once_and_drops_the_one_that_is_cancelled(
+    worker: subprocess.Popen[str],
+) -> None:
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    assert json.loads(worker.stdout.readline())["ready"] is True
+    lasting = [{"role": "user", "content": "Where?"}]
+
+    def say(**words: Any) -> None:
+        assert worker.stdin is not None
+        worker.stdin.write(json.dumps(words) + "\n")
+        worker.stdin.flush()
+
+    def hear(number: str) -> tuple[list[dict[str, Any]], set[str]]:
+        """Up to the end of one, and whose words came before it."""
+        assert worker.stdout is not None
+        own, others = [], set()
+        while True:
+            line = json.loads(worker.stdout.readline())
+            if line["id"] != number:
+                others.add(line["id"])
+                continue
+            own.append(line)
+            if not line.keys().isdisjoint(("done", "cancelled", "error")):
+                return own, others
+
+    # With this seed, the answer is as long as its limit.
+    say(id="long", messages=lasting, max_tokens=480, temperature=2, seed=34)
+    say(id="short", messages=ASKED, max_tokens=4)
+    said, others = hear("short")
+    say(cancel="long")
+    say(cancel="nobody")
+    lines, _ = hear("long")
+    assert others == {"long"}
+    assert "".join(line.get("delta", "") for line in said) == generated(None, 4)
+    assert lines[-1] == {"id": "long", "cancelled": True}
+    output, _ = worker.communicate(timeout=60)
+    assert output == ""
+
+
+def test_an_answer_that_is_left_in_the_middle_does_not_speak_into_the_next_one() -> None:
+    answers = Answers("tiny", model="")
+    lasting = {"messages": [{"role": "user", "content": "Where?"}], "max_tokens": 480}
+    for _ in range(2):
+        pieces = answers.ask({**lasting, "temperature": 2, "seed": 34})
+        next(pieces)
+        pieces.close()  # type: ignore[attr-defined]
+    assert "".join(answers.ask({"messages": ASKED, "max_tokens": 4})) == generated(None, 4)
+    assert answers.last["usage"]["completion_tokens"] == 4
+    answers.close()
