@@ -11,6 +11,7 @@ from io import BufferedReader
 from typing import Any, Literal
 
 from local_runner.mock_server.errors import ServiceError, user_error
+from local_runner.mock_server.forms import Form
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Call:
     """The address it came from."""
     gone: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
     """Set when whoever asked a slow route has hung up: nobody waits for the answer any more."""
+    form: Form | None = None
+    """What a multipart body holds, on a route that takes one."""
 
     def json(self) -> dict[str, Any]:
         """The body as a JSON object.
@@ -97,7 +100,7 @@ class Route:
     pattern: str
     handler: Handler
     guard: str = "bearer"
-    """Who may come in: `bearer`, `control`, or `open` where the door itself looks at the caller."""
+    """Who may come in: `bearer`, `api-key`, `control`, or `open` where the door itself looks."""
     slow: bool = False
     """Whether it may have to wait for the model."""
     quick: bool = False
@@ -107,6 +110,8 @@ class Route:
     """Who sends it: the SDK's verb, as `jobs.get`."""
     body: Mapping[str, Any] | None = None
     """JSON schema of the request's body; None where it has none."""
+    upload: int = 0
+    """Bytes of the file in its multipart body; 0 where the body is JSON."""
 
     def regex(self) -> re.Pattern[str]:
         pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.pattern)

@@ -19,7 +19,8 @@ from local_runner.mock_server.errors import (
     user_error,
 )
 from local_runner.mock_server.judge import Accepted, judge
-from local_runner.mock_server.lifecycle import LIVE, first, move
+from local_runner.mock_server.lifecycle import LIVE, STOPPABLE, first, move
+from local_runner.mock_server.runs import artifacts, log_name, run_of
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import (
     ARTIFACT_STORE,
@@ -28,7 +29,7 @@ from local_runner.mock_server.twin import (
     Twin,
 )
 from local_runner.mock_server.wire import Call, Reply, Route, archived_wanted, whole_number
-from local_runner.mock_server.worker import Worker, artifacts, log_name, run_of
+from local_runner.mock_server.worker import Worker
 from maas_client.spec.job import NAME
 
 HISTORY = f"/history/v1.0{WORKSPACE}"
@@ -197,7 +198,7 @@ class _Door:
 
     def cancel(self, call: Call) -> Reply:
         job = self._found(call)
-        job = move(self._twin, job, "CancelRequested", only=("Queued", "Running"))
+        job = move(self._twin, job, "CancelRequested", only=STOPPABLE)
         if job["state"] not in LIVE:
             raise user_error(
                 f"Run {job['name']} is in the state {job['state']} and cannot be canceled.",
