@@ -52,6 +52,11 @@ class Doors:
         return str(read_json(self.mock.home / "secrets.json")["api_key"])
 
     @property
+    def pid(self) -> int:
+        """The server's, also after it was started again."""
+        return int(read_json(self.mock.home / "server.json")["pid"])
+
+    @property
     def context(self) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=self.mock.state.ca)
 
@@ -153,7 +158,7 @@ class Doors:
             yield
 
 
-def wait(look: Callable[[], Any], good: Callable[[Any], bool], *, seconds: float = 60) -> Any:
+def wait(look: Callable[[], Any], good: Callable[[Any], bool], *, seconds: float = 180) -> Any:
     """What is there once it is good."""
     end = time.monotonic() + seconds
     while not good(found := look()):
