@@ -12,7 +12,8 @@ MaasError
     ├── AuthError          not logged in, or not allowed
     ├── NotFoundError      no such job, model or endpoint
     ├── ConflictError      the name is taken by something else
-    └── UnreachableError   no answer at all
+    ├── UnreachableError   no answer at all
+    └── AmbiguousError     no answer to a request that may have been done
 """
 
 from __future__ import annotations
@@ -140,3 +141,7 @@ class ConflictError(TargetError):
 
 class UnreachableError(TargetError):
     """No answer at all."""
+
+
+class AmbiguousError(TargetError):
+    """No usable answer to a request that may have been done: look before asking again."""
