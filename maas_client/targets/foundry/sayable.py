@@ -24,6 +24,10 @@ from maas_client.targets.foundry.words import (
 MIN_ROWS = 10
 """Fewer examples are refused by every service of this wire."""
 
+_MOST_EPOCHS, _MOST_ROWS, _MOST_RATE = 50, 256, 5
+_BATCH_KNOBS = ("per_device_train_batch_size", "gradient_accumulation_steps")
+_RATE_KNOBS = ("learning_rate", "learning_rate_multiplier")
+
 _BATCH = "per_device_train_batch_size and gradient_accumulation_steps say the batch size"
 _RATE = "learning_rate and learning_rate_multiplier say how far a step goes"
 _LENGTH = "num_train_epochs says how long to train"
@@ -112,21 +116,33 @@ def _sayings(
         "gradient_accumulation_steps": (f"said as batch_size {rows}", False),
         "seed": ("", False),
     }
-    if not epochs.is_integer():
-        near = max(1, round(epochs))
-        said["num_train_epochs"] = (f"n_epochs is a whole number; {near} is the nearest", True)
-    default = default_rate(entry)
-    exact = Fraction(Decimal(repr(float(rate)))) == rate
-    for key in ("learning_rate", "learning_rate_multiplier"):
-        text = f"said as learning_rate_multiplier {float(rate):g} of the model's {default:g}"
-        if not exact:
-            nearest = _round(float(rate)) * default
-            text = (
-                f"it is said as a multiple of the model's {default:g}, and {float(rate)!r} is not exact; "
-                f"{nearest:g} is the nearest, or say learning_rate_multiplier alone"
-            )
-        said[key] = (text, not exact)
+    if not epochs.is_integer() or epochs > _MOST_EPOCHS:
+        near = min(max(1, round(epochs)), _MOST_EPOCHS)
+        said["num_train_epochs"] = (
+            f"n_epochs is a whole number from 1 to {_MOST_EPOCHS}; {near} is the nearest",
+            True,
+        )
+    if rows > _MOST_ROWS:
+        text = f"batch_size would be {rows}; {_MOST_ROWS} is the most"
+        said |= dict.fromkeys(_BATCH_KNOBS, (text, True))
+    said |= dict.fromkeys(_RATE_KNOBS, _rate_saying(rate, default_rate(entry)))
     return said
+
+
+def _rate_saying(rate: Fraction, default: float) -> tuple[str, bool]:
+    if not 0 < rate <= _MOST_RATE:
+        return (
+            f"learning_rate_multiplier would be {float(rate):g}; it is above 0 and at most "
+            f"{_MOST_RATE}, so {_MOST_RATE * default:g} is the highest learning_rate",
+            True,
+        )
+    if Fraction(Decimal(repr(float(rate)))) == rate:
+        return f"said as learning_rate_multiplier {float(rate):g} of the model's {default:g}", False
+    return (
+        f"it is said as a multiple of the model's {default:g}, and {float(rate)!r} is not exact; "
+        f"{_round(float(rate)) * default:g} is the nearest, or say learning_rate_multiplier alone",
+        True,
+    )
 
 
 def _round(rate: float) -> float:

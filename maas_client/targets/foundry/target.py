@@ -27,6 +27,9 @@ _JOBS = "/fine_tuning/jobs"
 _FINDABLE = 1000
 """Jobs that are looked through for one key, where the service cannot look itself."""
 
+_LATE = 50
+"""Events that are read again, as one of before may turn up after them."""
+
 Jobs = list[Job]
 Endpoints = list[Endpoint]
 
@@ -245,12 +248,13 @@ class FoundryTarget:
     def _news(self, job_id: str) -> Sequence[dict[str, Any]]:
         """Every event so far, the oldest first; the service shows the newest first."""
         known = self._events.setdefault(job_id, [])
-        last = known[-1]["id"] if known else None
-        news = []
+        seen = {raw["id"] for raw in known}
+        news, old = [], 0
         for raw in pages(self._line, f"{_JOBS}/{job_id}/events"):
-            if raw["id"] == last:
+            if raw["id"] not in seen:
+                news.append(raw)
+            elif (old := old + 1) > _LATE:
                 break
-            news.append(raw)
         known.extend(reversed(news))
         return known
 
