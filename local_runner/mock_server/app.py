@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import re
+import sqlite3
 import time
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from local_runner.mock_server.control.controls import Fault
 from local_runner.mock_server.control.journal import Journal
 from local_runner.mock_server.credentials import same
 from local_runner.mock_server.errors import (
+    REPLACED,
     ServiceError,
     arm_body,
     blob_body,
@@ -31,6 +33,7 @@ from local_runner.mock_server.errors import (
 )
 from local_runner.mock_server.names import Names
 from local_runner.mock_server.storage.blob_door import MAX_BLOB, PREFIX, BlobDoor
+from local_runner.mock_server.storage.signatures import refusal
 from local_runner.mock_server.storage.upload import receive
 from local_runner.mock_server.twin import Twin
 from local_runner.mock_server.wire import Call, Reply, Router
@@ -87,12 +90,9 @@ class App:
         began = time.perf_counter()
         request = Request(scope, receive)
         exchange = answers.Exchange(_call(request))
-        controls, call = self._twin.controls, exchange.call
-        free = call.path.startswith(CONTROL_PREFIX)
-        fault = None if free else controls.fault(call.method, call.path)
-        if not free and (delay := controls.delay(call.method, call.path)):
-            await anyio.sleep(delay)
-        response = await self._respond(request, exchange, fault)
+        fault, response = await self._fault(exchange.call)
+        if response is None:
+            response = await self._respond(request, exchange, fault)
         if response is not None:
             response = self._recorded(exchange, response, began, fault)
             if fault is not None and fault.kind == "cut":
@@ -103,6 +103,22 @@ class App:
             exchange.call, 0, {}, None, seconds=time.perf_counter() - began, fault=_kind(fault)
         )
         await answers.hang_up(scope, receive)
+
+    async def _fault(self, call: Call) -> tuple[Fault | None, Response | None]:
+        """What goes wrong with this request on purpose, after what it has to wait; or why that is unknown."""
+        controls, method, path = self._twin.controls, call.method, call.path
+        if path.startswith(CONTROL_PREFIX):
+            return None, None
+        fault = None
+        if controls.covers(method, path):
+            try:
+                fault = await anyio.to_thread.run_sync(controls.fault, method, path)
+            except Exception as error:  # a full disk
+                _log.exception("what is to go wrong cannot be counted")
+                return None, self._refusal(_own_fault(error), call)
+        if delay := controls.delay(method, path):
+            await anyio.sleep(delay)
+        return fault, None
 
     def _recorded(
         self, exchange: answers.Exchange, response: Response, began: float, fault: Fault | None
@@ -180,6 +196,9 @@ class App:
             pieces = self._bodies.pieces(request, MAX_BLOB)
             exchange.sent = await receive(pieces, upload, keep=_KEPT_UPLOAD)
             return await run_in_threadpool(self._blobs.answer, call, upload)
+        except FileNotFoundError as error:
+            upload.abandon()
+            raise refusal(503, "ServerBusy", REPLACED) from error
         except BaseException:
             upload.abandon()
             raise
@@ -227,8 +246,9 @@ def _check(call: Call) -> None:
 
 
 def _own_fault(error: Exception) -> ServiceError:
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return ServiceError(507, "InsufficientStorage", f"The mock's disk: {error.strerror}")
+    full = isinstance(error, OSError) and error.errno in _FULL
+    if full or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        return ServiceError(507, "InsufficientStorage", f"The mock's disk is full: {error}")
     return ServiceError(500, "InternalServerError", "The mock failed; its log says why.")
 
 

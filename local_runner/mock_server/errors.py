@@ -7,6 +7,8 @@ import uuid
 from typing import Any
 from xml.sax.saxutils import escape
 
+REPLACED = "The mock's whole state was replaced meanwhile. Send it again."
+
 
 class ServiceError(Exception):
     """A refusal. `code` is the outer word, `inner` the one that tells what really happened."""

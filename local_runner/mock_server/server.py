@@ -27,6 +27,7 @@ from local_runner.clock import Clock
 from local_runner.mock_server import credentials, tls
 from local_runner.mock_server.app import App
 from local_runner.mock_server.chat import make_speaker
+from local_runner.mock_server.control import snapshots
 from local_runner.mock_server.control.controls import Controls, Settings
 from local_runner.mock_server.control.journal import Journal
 from local_runner.mock_server.dice import Dice
@@ -107,6 +108,7 @@ def make_twin(
     """The twin of a home; the stack closes what it opens."""
     store = Store(options.home / "store.sqlite")
     stack.callback(store.close)
+    snapshots.recover(store, options.home)
     speaker = make_speaker(options.engine, options.home)
     stack.callback(speaker.close)
     return Twin(

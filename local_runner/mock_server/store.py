@@ -61,6 +61,12 @@ class Store:
                 yield self._reader
 
     @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else changes anything meanwhile; for what is more than one transaction."""
+        with self._lock:
+            yield
+
+    @contextmanager
     def transaction(self) -> Iterator[None]:
         """All of it or nothing; others wait."""
         with self._lock:
@@ -71,11 +77,11 @@ class Store:
             self._writer = threading.get_ident()
             try:
                 yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            else:
                 self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # a full disk has ended it already
+                    self._db.execute("ROLLBACK")
+                raise
             finally:
                 self._writer = None
 

@@ -11,10 +11,14 @@ from typing import Any
 NOTEBOOK = Path(__file__).with_name("notebook.py")
 
 
-def run_notebook(environment: dict[str, str], rows: Path, folder: Path) -> dict[str, Any]:
+def run_notebook(
+    environment: dict[str, str], rows: Path, folder: Path, *, cwd: Path | None = None
+) -> dict[str, Any]:
+    """What the notebook saw."""
     done = subprocess.run(
         [sys.executable, str(NOTEBOOK), str(rows), str(folder)],
         env=environment,
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=240,

@@ -178,7 +178,7 @@ def test_an_account_sas_opens_what_it_says(mock: Mock, nobody: httpx.Client, for
 
 ACCOUNT_REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("ended", {"expiry": soon(-1)}, "GET", "AuthenticationFailed"),
-    ("not begun", {"start": soon(2)}, "GET", "AuthenticationFailed"),
+    ("not begun", {"start": soon(600), "expiry": soon(700)}, "GET", "AuthenticationFailed"),
     ("no writing", {"permission": "r"}, "PUT", "AuthorizationPermissionMismatch"),
     ("no reading", {"permission": "wdlacup"}, "GET", "AuthorizationPermissionMismatch"),
     ("no deleting", {"permission": "rw"}, "DELETE", "AuthorizationPermissionMismatch"),

@@ -278,6 +278,14 @@ def test_the_journal_has_every_call_and_no_secret(client: httpx.Client, mock: Mo
     body = {"client_id": "me", "client_secret": "my-own-secret", "scope": "x/.default"}
     given = client.post("/tenant/oauth2/v2.0/token", data=body).json()["access_token"]
     client.get(place, headers={"api-key": "another-secret"})
+    client.get(place, headers={"x-api-key": "h-hidden", "Proxy-Authorization": "Basic h-hidden"})
+    client.get(place, params={"access_token": "h-hidden", "api-key": "h-hidden", "$skip": "shown"})
+    account = {
+        "adminUserName": "shown",
+        "adminUserPassword": "h-hidden",
+        "clientSecret": "h-hidden",
+    }
+    client.put(f"{place}/computes/box", json={"properties": {"userAccountCredentials": account}})
     entries = seen(client, mock)
     assert [entry["n"] for entry in entries] == list(
         range(entries[0]["n"], entries[0]["n"] + len(entries))
@@ -288,8 +296,9 @@ def test_the_journal_has_every_call_and_no_secret(client: httpx.Client, mock: Mo
     text = (mock.home / "journal.jsonl").read_text()
     signature = sas.partition("sig=")[2].partition("&")[0]
     for secret in (*read_json(mock.home / "secrets.json").values(), signature, given, "my-own-secret",
-                   "another-secret", client.headers["authorization"][7:]):  # fmt: skip
+                   "another-secret", "h-hidden", client.headers["authorization"][7:]):  # fmt: skip
         assert secret not in text
+    assert "skip=shown" in text.replace("%24", "$")
     assert (mock.home / "journal.jsonl").stat().st_mode & 0o077 == 0
 
 
@@ -325,6 +334,39 @@ def test_a_replay_finds_what_differs(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"#{put['n']} PUT" in done.stdout
     assert "status 418 is now 201" in done.stdout
+
+
+def test_faults_are_replayed_too(tmp_path: Path) -> None:
+    with running_mock(tmp_path / "mock", *QUICK) as mock, line_to(mock) as client:
+        place = place_of(mock)
+        faults(client, mock, {"kind": "status", "path": "/jobs/", "times": 1},
+               {"kind": "lost-request", "path": "/jobs/", "times": 1},
+               {"kind": "lost-reply", "path": "/data/", "times": 1},
+               {"kind": "cut", "path": "/models", "times": 1})  # fmt: skip
+        uri, lost = put_rows(client, mock), 0
+        for method, path, body in (
+            *[("PUT", "jobs/x", job_body(uri))] * 3,
+            *[("PUT", "data/d/versions/1", {"properties": {"dataUri": uri, "dataType": "uri_file"}})] * 2,
+            *[("GET", "models", None)] * 2,
+        ):  # fmt: skip
+            try:
+                client.request(method, f"{place}/{path}", json=body)
+            except httpx.RemoteProtocolError:
+                lost += 1
+        assert lost == 3
+        wait_for(client, f"{place}/jobs/x")
+        journal = tmp_path / "mine.jsonl"
+        journal.write_bytes((mock.home / "journal.jsonl").read_bytes())
+        client.post("/__mock__/reset", headers=control(mock))
+        assert ", 0 left out, 0 differ" in mock_command(mock.home, "replay", str(journal)).stdout
+        entries = [json.loads(line) for line in journal.read_text().splitlines()]
+        entries = [entry for entry in entries if not entry["path"].startswith("/__mock__/")]
+        journal.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        client.post("/__mock__/reset", headers=control(mock))
+        words = ("mock", "--home", str(mock.home), "replay", str(journal), "--patience", "0.1")
+        done = subprocess.run([sys.executable, "-m", "local_runner", *words],
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        assert done.stdout.count("the connection broke, as was asked for") == 3, done.stdout
 
 
 def test_a_restarted_mock_is_where_it_was(tmp_path: Path) -> None:

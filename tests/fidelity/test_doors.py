@@ -108,6 +108,11 @@ def test_secrets_are_in_no_log(mock: Mock, client: httpx.Client) -> None:
     assert (mock.home / "server.json").stat().st_mode & 0o077 == 0
 
 
+def test_a_base_that_can_be_none_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="no folder and no hub id"):
+        mock_command(tmp_path, "serve", "--base", "nonsense")
+
+
 def test_two_servers_do_not_share_a_home(mock: Mock) -> None:
     with pytest.raises(AssertionError, match="already serves"):
         mock_command(mock.home, "serve", "--detach")

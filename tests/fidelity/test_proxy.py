@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import signal
 import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -132,5 +135,13 @@ def test_a_mock_that_is_gone_is_said_and_one_that_comes_back_is_found(tmp_path: 
         ask = b"CONNECT management.azure.com:443 HTTP/1.1\r\n\r\n"
         assert say(mock, ask).startswith(b"HTTP/1.1 502 ")
         (tmp_path / "aside").rename(tmp_path / "server.json")
+        assert say(mock, ask).startswith(b"HTTP/1.1 200 ")
+        state = read_json(tmp_path / "server.json")
+        os.kill(state["pid"], signal.SIGKILL)  # it leaves its word that it serves
+        end = time.monotonic() + 10  # its door closes a moment after
+        while say(mock, ask).startswith(b"HTTP/1.1 200 "):
+            assert time.monotonic() < end
+        assert say(mock, ask).startswith(b"HTTP/1.1 502 ")
+        mock_command(mock.home, "serve", "--detach", *QUICK)
         assert say(mock, ask).startswith(b"HTTP/1.1 200 ")
     assert not (tmp_path / "proxy.json").exists()  # `stop` stopped it, too

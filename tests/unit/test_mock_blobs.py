@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import itertools
 import os
+import sqlite3
 import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -18,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from local_runner.mock_server.control import snapshots
 from local_runner.mock_server.errors import ServiceError
 from local_runner.mock_server.storage.blobs import Blob, BlobStore, Label
 from local_runner.mock_server.storage.joining import Wanted
@@ -322,3 +325,81 @@ def test_documents_are_found_by_their_state_newest_first(store: Store) -> None:
         store.put("job", name, {"state": state})
     assert [doc.key for doc in store.list("job", states=("Queued", "Running"))] == ["c", "a"]
     assert [doc.key for doc in store.list("job")] == ["c", "b", "a"]
+
+
+def test_a_full_disk_ends_a_transaction_and_not_the_store(store: Store) -> None:
+    store.put("job", "a", {"state": "Queued"})
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        store.put("job", "b", {"state": "x" * 100_000})
+    store._db.execute("PRAGMA max_page_count=100000")
+    store.put("job", "c", {"state": "Queued"})
+    assert [doc.key for doc in store.list("job")] == ["c", "a"]
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_a_kill_in_the_middle_of_going_back_leaves_one_state_or_the_other(
+    tmp_path: Path, store: Store, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    blobs.put("box", "rows", b"then")
+    put_block(blobs, "draft", "AA==", b"block")
+    snapshots.take(store, tmp_path, "base")
+    blobs.put("box", "rows", b"now")
+    left = iter(range(step))
+    rename, delete = Path.rename, Store.delete
+
+    def killed(before: Any, *words: Any) -> Any:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return before(*words)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(Path, "rename", lambda *words: killed(rename, *words))
+        patch.setattr(Store, "delete", lambda *words: killed(delete, *words))
+        snapshots.restore(store, tmp_path, "base")
+        snapshots.take(store, tmp_path, "base")
+    store.close()
+    again = Store(tmp_path / "store.sqlite")
+    snapshots.recover(again, tmp_path)
+    assert content(BlobStore(tmp_path / "blobs", again), "rows") == b"then"
+    assert snapshots.names(tmp_path) == ["base"]
+    snapshots.restore(again, tmp_path, "base")
+    found = BlobStore(tmp_path / "blobs", again)
+    assert (content(found, "rows"), found.blocks("box", "draft")[1][0].size) == (b"then", 5)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_what_comes_while_the_state_is_replaced_is_kept_whole_or_not_at_all(
+    tmp_path: Path, store: Store, blobs: BlobStore
+) -> None:
+    blobs.put("box", "rows", b"then")
+    put_block(blobs, "parts", "AA==", b"old")
+    snapshots.take(store, tmp_path, "base")
+    put_block(blobs, "parts", "AA==", b"newer")
+    upload, block = blobs.begin(), begin_block(blobs, "parts", b"late")
+    upload.write([b"now"])
+    snapshots.restore(store, tmp_path, "base")
+    blobs.drafts.forget()
+    with pytest.raises(FileNotFoundError):
+        blobs.commit("box", "rows", upload, Label())
+    keep_block(blobs, "parts", "AAA=", block)
+    blobs.commit_blocks("box", "parts", latest("AA==", "AAA="), Label())
+    assert (content(blobs, "rows"), content(blobs, "parts")) == (b"then", b"oldlate")
+
+
+def test_what_is_overwritten_goes_only_once_the_store_knows(
+    tmp_path: Path, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = blobs.put("box", "source", b"new")
+    before = blobs.put("box", "target", b"old")
+    seen, unlink = [], Path.unlink
+
+    def watched(path: Path, **words: bool) -> None:
+        if path.name == before.file:  # a server that is killed now finds this
+            seen.append(Store(tmp_path / "store.sqlite").get("blob", "box/target"))
+        unlink(path, **words)
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    made = blobs.copy(source, "box", "target", Label(), allow=lambda _: None)
+    assert seen == [asdict(made)]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -350,3 +353,89 @@ def test_a_question_is_checked_and_null_is_absent(
     raw = json.dumps(body).encode()
     reply = route.handler(Call("POST", "/", params, {}, headers, raw))
     assert reply.status == status, reply.body
+
+
+def test_a_full_disk_is_said_and_what_only_reads_goes_on(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, _ = service.twin.secrets.token("x")
+    place, database = service.twin.site.workspace_path, service.twin.store._db
+    body = {"properties": {"dataUri": "azureml://x/y", "dataType": "uri_file"}}
+    service.twin.controls.change({"faults": [{"kind": "slow", "seconds": 0, "path": "/models"}]})
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fails(*_: object) -> int:
+        raise full
+
+    async def talk() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(make_app(service.twin, service.worker, service.journal))
+        headers = {"Authorization": f"Bearer {token}"}
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://mock", headers=headers
+        ) as client:
+            pages = database.execute("PRAGMA page_count").fetchone()[0]
+            database.execute(f"PRAGMA max_page_count={pages}")
+            monkeypatch.setattr("local_runner.mock_server.control.journal.os.write", fails)
+            big = body | {"properties": body["properties"] | {"description": "x" * 100_000}}
+            answers = [await client.get(place)]
+            answers.append(await client.put(f"{place}/data/d/versions/1", json=big))
+            monkeypatch.setattr(service.twin.store, "put", fails)
+            answers.append(await client.get(f"{place}/models"))
+            monkeypatch.undo()
+            database.execute("PRAGMA max_page_count=100000")
+            answers.append(await client.put(f"{place}/data/d/versions/1", json=big))
+            return answers
+
+    answers = anyio.run(talk)
+    assert [answer.status_code for answer in answers] == [200, 507, 507, 201]
+    assert all(answer.json()["error"]["code"] == "InsufficientStorage" for answer in answers[1:3])
+    assert service.journal.lost == 3
+    lines = service.journal.file.read_text().splitlines()
+    assert [json.loads(line)["n"] for line in lines] == [4]  # the gap shows
+
+
+def test_half_a_line_is_not_left_in_the_journal(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, write = Call("GET", "/x", {}, {}, {}), os.write
+    with monkeypatch.context() as patch:
+        patch.setattr("os.write", lambda stream, data: write(stream, data[:9]))
+        service.journal.write(call, 200, {}, None, seconds=0)
+    service.journal.write(call, 200, {}, None, seconds=0)
+    assert json.loads(service.journal.file.read_text())["n"] == 2
+
+
+def test_faults_that_are_taken_away_while_one_happens_stay_away(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controls, store = service.twin.controls, service.twin.store
+    controls.change({"faults": [{"kind": "lost-reply"}]})
+    put, others = store.put, []
+
+    def slow(*words: Any) -> None:
+        if not others:
+            others.append(threading.Thread(target=controls.change, args=({"faults": []},)))
+            others[0].start()
+            others[0].join(0.3)
+        put(*words)
+
+    monkeypatch.setattr(store, "put", slow)
+    assert controls.fault("GET", "/x") is not None
+    others[0].join()
+    assert controls.settings.faults == ()
+
+
+def test_a_fault_that_happened_while_another_was_added_does_not_happen_again(
+    service: Service,
+) -> None:
+    controls = service.twin.controls
+    controls.change({"faults": [{"kind": "lost-reply", "times": 1}]})
+    read = [fault.model_dump() for fault in controls.settings.faults]  # as `maas mock fault` does
+    assert controls.fault("GET", "/x") is not None
+    controls.change({"faults": [*read, {"kind": "cut", "path": "/y"}]})
+    assert controls.fault("GET", "/x") is None
+    first, second = controls.settings.faults
+    controls.change({"faults": [second.model_dump(), {"kind": "slow"}]})
+    assert len({fault.id for fault in controls.settings.faults}) == 2
+    controls.change({"faults": [{"kind": "lost-reply", "times": 1, "id": first.id}]})
+    assert controls.fault("GET", "/x") is not None  # written anew, it begins anew

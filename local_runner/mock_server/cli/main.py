@@ -119,6 +119,8 @@ def _serve(options: argparse.Namespace) -> int:
     base = Path(options.base)
     # A restarted server, or a child of it, may stand in another folder.
     is_path = options.base not in ("stand-in", "tiny") and base.is_dir()
+    if options.engine == "train" and not is_path:
+        _check_base(options.base)
     named = str(base.resolve()) if is_path else options.base
     home = options.home.resolve()
     clock = home / "clock.json" if options.engine == "simulate" else None
@@ -137,6 +139,15 @@ def _serve(options: argparse.Namespace) -> int:
         )
     )
     return 0
+
+
+def _check_base(base: str) -> None:
+    """What can be no base is said now, and not by each job."""
+    if base not in ("stand-in", "tiny") and base.count("/") != 1:
+        raise MaasError(
+            f"--base {base!r} is no folder and no hub id",
+            hint="A folder with weights, ORGANIZATION/NAME of the hub, `stand-in` or `tiny`.",
+        )
 
 
 def _detach(options: argparse.Namespace) -> int:

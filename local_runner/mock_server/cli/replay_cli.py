@@ -58,6 +58,8 @@ def player_of(line: Line, patience: float) -> replay.Replay:
             made.request(method, target, body=body or None, headers=dict(headers))
             answer = made.getresponse()
             return answer.status, dict(answer.getheaders()), answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise replay.NoAnswerError(str(error)) from error
         finally:
             made.close()
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 import signal
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ class _Door:
                 "endpoints": store.count("endpoint"),
                 "blobs": store.count("blob"),
                 "journal": str(self._journal.file),
+                "journal_lost": self._journal.lost,
             }
         )
 
@@ -115,18 +116,22 @@ class _Door:
 
     def snapshot(self, call: Call) -> Reply:
         """Keep everything as it is now."""
-        self._refuse_live("A snapshot")
-        snapshots.take(self._twin.store, self._twin.site.home, _name(call))
-        return Reply(201, {"name": call.params["name"]})
+        name = _name(call)
+        with self._still():
+            self._refuse_live("A snapshot")
+            snapshots.take(self._twin.store, self._twin.site.home, name)
+        return Reply(201, {"name": name})
 
     def restore(self, call: Call) -> Reply:
         """Everything as it was then."""
         name = _name(call)
         if name not in snapshots.names(self._twin.site.home):
             raise not_found("Snapshot", name)
-        self._refuse_live("Restoring")
-        snapshots.restore(self._twin.store, self._twin.site.home, name)
-        self._twin.controls.reload()
+        with self._still():
+            self._refuse_live("Restoring")
+            snapshots.restore(self._twin.store, self._twin.site.home, name)
+            self._twin.blobs.drafts.forget()
+            self._twin.controls.reload()
         return Reply(body={"name": name})
 
     def drop_snapshot(self, call: Call) -> Reply:
@@ -146,20 +151,29 @@ class _Door:
 
     def reset(self, call: Call) -> Reply:
         """Forget everything but the snapshots and the journal; jobs that run are cancelled first."""
-        live = [doc.body for doc in self._twin.store.list("job") if doc.body["state"] in LIVE]
+        live = [doc.body for doc in self._twin.store.list("job", states=LIVE)]
         for job in live:
             move(self._twin, job, "CancelRequested", only=("Queued", "Running"))
         self._worker.wake()
         self._worker.wait_until_idle(_GONE_SECONDS)
-        for job in live:
-            _stop(run_of(self._twin, job))
-        self._twin.store.clear()
-        self._twin.blobs.clear()
-        shutil.rmtree(self._twin.site.home / "runs", ignore_errors=True)
-        self._twin.controls.reset()
-        if self._twin.engine.simulates:
-            self._twin.clock.reset()
-        return Reply(body={"reset": True, "cancelled": len(live)})
+        with self._still():
+            # Those that came meanwhile, too.
+            live += [doc.body for doc in self._twin.store.list("job", states=LIVE)]
+            for job in live:
+                _stop(run_of(self._twin, job))
+            snapshots.forget_all(self._twin.store, self._twin.site.home)
+            self._twin.blobs.drafts.forget()
+            self._twin.controls.reset()
+            if self._twin.engine.simulates:
+                self._twin.clock.reset()
+        return Reply(body={"reset": True, "cancelled": len({job["key"] for job in live})})
+
+    @contextlib.contextmanager
+    def _still(self) -> Iterator[None]:
+        """Nobody changes the state meanwhile, neither documents nor blocks nor controls."""
+        twin = self._twin
+        with twin.controls.lock, twin.blobs.drafts.still(), twin.store.alone():
+            yield
 
     def _refuse_live(self, what: str) -> None:
         live = self._twin.store.list("job", states=LIVE, limit=1)

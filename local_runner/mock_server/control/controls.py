@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
+import threading
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -69,8 +72,13 @@ class Fault(Match):
     times: int | None = Field(default=None, ge=1)
     """How often at most; None for always."""
     id: str = ""
-    seen: int = 0
-    fired: int = 0
+    seen: int = Field(default=0, ge=0)
+    fired: int = Field(default=0, ge=0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it happened as often as was asked for."""
+        return self.times is not None and self.fired >= self.times
 
 
 class Latency(Match):
@@ -130,6 +138,8 @@ class Controls:
         self._store = store
         self._default = settings
         self._dice = random.Random(seed)  # noqa: S311 - chances, not secrets
+        self.lock = threading.RLock()
+        """Who changes the settings by what they are holds it; never taken within a transaction."""
         self.settings = settings
         self.reload()
 
@@ -150,43 +160,48 @@ class Controls:
                     inner="InvalidControl",
                 )
             given = given | {"latency": [rule.model_dump() for rule in PROFILES[name]]}
-        try:
-            wanted = Settings.model_validate(self.settings.model_dump() | given)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise user_error(f"{where}: {first['msg']}", inner="InvalidControl") from error
-        named = [
-            fault if fault.id else fault.model_copy(update={"id": f"fault-{place}"})
-            for place, fault in enumerate(wanted.faults, 1)
-        ]
-        return self._keep(wanted.model_copy(update={"faults": tuple(named)}))
+        with self.lock:
+            try:
+                wanted = Settings.model_validate(self.settings.model_dump() | given)
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                where = ".".join(str(part) for part in first["loc"])
+                raise user_error(f"{where}: {first['msg']}", inner="InvalidControl") from error
+            faults = _named(_counted(wanted.faults, self.settings.faults))
+            return self._keep(wanted.model_copy(update={"faults": tuple(faults)}))
 
     def reset(self) -> None:
         """As at the start."""
-        self._keep(self._default)
+        with self.lock:
+            self._keep(self._default)
 
     def reload(self) -> None:
         """As the store has it; what nobody changed is as this server was started with."""
-        kept = self._store.get(_KIND, _KEY) or {}
-        self.settings = Settings.model_validate(self._default.model_dump() | kept)
+        with self.lock:
+            kept = self._store.get(_KIND, _KEY) or {}
+            self.settings = Settings.model_validate(self._default.model_dump() | kept)
+
+    def covers(self, method: str, path: str) -> bool:
+        """Whether some fault is about this request: only then has `fault` anything to do."""
+        return any(
+            not fault.is_over and fault.covers(method, path) for fault in self.settings.faults
+        )
 
     def fault(self, method: str, path: str) -> Fault | None:
-        """What goes wrong with this request; it counts as having happened."""
-        faults = list(self.settings.faults)
-        for place, fault in enumerate(faults):
-            if not fault.covers(method, path):
-                continue
-            over = fault.times is not None and fault.fired >= fault.times
-            fires = not over and fault.seen >= fault.skip and self._dice.random() < fault.rate
-            faults[place] = fault.model_copy(
-                update={"seen": fault.seen + 1, "fired": fault.fired + fires}
-            )
-            if not over:
+        """What goes wrong with this request; it counts as having happened. Waits for the disk."""
+        with self.lock:
+            faults = list(self.settings.faults)
+            happens = None
+            for place, fault in enumerate(faults):
+                if happens is not None or fault.is_over or not fault.covers(method, path):
+                    continue
+                fires = fault.seen >= fault.skip and self._dice.random() < fault.rate
+                counted = {"seen": fault.seen + 1, "fired": fault.fired + fires}
+                faults[place] = fault.model_copy(update=counted)
+                happens = fault if fires else None
+            if tuple(faults) != self.settings.faults:
                 self._keep(self.settings.model_copy(update={"faults": tuple(faults)}))
-            if fires:
-                return fault
-        return None
+            return happens
 
     def delay(self, method: str, path: str) -> float:
         """Seconds that this request has to wait."""
@@ -217,3 +232,21 @@ class Controls:
         self._store.put(_KIND, _KEY, changed)
         self.settings = settings
         return settings
+
+
+def _named(faults: Sequence[Fault]) -> list[Fault]:
+    """Each with an id of its own."""
+    taken = {fault.id for fault in faults}
+    free = (name for name in map("fault-{}".format, itertools.count(1)) if name not in taken)
+    return [fault if fault.id else fault.model_copy(update={"id": next(free)}) for fault in faults]
+
+
+def _counted(given: Sequence[Fault], now: Sequence[Fault]) -> list[Fault]:
+    """Those that were read, and are sent back with others: what happened since has happened."""
+    before = {fault.id: fault for fault in now}
+    counted = []
+    for fault in given:
+        known = before.get(fault.id) if "fired" in fault.model_fields_set else None
+        since = {"seen": known.seen, "fired": known.fired} if known else {}
+        counted.append(fault.model_copy(update=since))
+    return counted

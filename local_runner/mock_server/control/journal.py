@@ -7,8 +7,10 @@ are left out by their names, and the twin's own secrets by their values, whereve
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import threading
@@ -26,28 +28,21 @@ MAX_KEPT = 256 * 1024
 """Bytes of a body that are kept; of a larger one, its size and digest are."""
 _MAX_FILE = 256 * 1024 * 1024
 """A journal that is longer makes way for a new one; the one before it is kept."""
-_HEADERS = frozenset(
-    [
-        "authorization",
-        "api-key",
-        "x-identity-header",
-        "cookie",
-        "set-cookie",
-        "ocp-apim-subscription-key",
-        "x-ms-copy-source-authorization",
-        "x-ms-encryption-key",
-    ]
+_SECRET_HEADER = re.compile(
+    r".*(authorization|cookie|secret|password).*|.*[-_]?(key|token)|x-identity-header"
 )
 _DULL = frozenset(["date", "server", "connection", "accept-encoding"])
 _WORDS = (
-    r"(primaryKey|secondaryKey|sasToken|keyValue|key|access_token|refresh_token|client_secret"
-    r"|client_assertion|api[-_]key|password|token)"
+    r"(primaryKey|secondaryKey|sasToken|keyValue|key|access_?token|refresh_?token|client_?assertion"
+    r"|api[-_]?key|subscription-key|token|\w*password|\w*secret|account_?key|\w*access_?key|connection_?string)"
 )
-_HINTS = ("key", "token", "secret", "password", "assertion")
+_HINTS = ("key", "token", "secret", "password", "assertion", "connection")
 """One of them is in each of those words: looking for them is quicker."""
 _IN_JSON = re.compile(rf'("{_WORDS}"\s*:\s*)"(?:[^"\\]|\\.)*"', re.IGNORECASE)
 _IN_FORM = re.compile(rf"(^|&)({_WORDS})=[^&]*", re.IGNORECASE)
+_SECRET_QUERY = re.compile(rf"sig|{_WORDS}", re.IGNORECASE)
 _SIGNATURE = re.compile(r"([?&;]sig=|\bsig%3D)[^&\"'<>\s\\]+", re.IGNORECASE)
+_log = logging.getLogger(__name__)
 _JWT = re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*")
 
 
@@ -59,6 +54,8 @@ class Journal:
         self._secrets = [text for text in secrets if text]
         self._lock = threading.Lock()
         self._number = _last_number(file)
+        self.lost = 0
+        """Calls that could not be recorded: their numbers are missing."""
         self._stream = -1
         self._size = 0
         self._open()
@@ -81,7 +78,7 @@ class Journal:
             "method": call.method,
             "host": call.headers.get("host", ""),
             "path": self.clean(call.asked or call.path),
-            "query": self.clean(urlencode(_without_signature(call.query))),
+            "query": self.clean(urlencode(_without_secrets(call.query))),
             "headers": self._kept(call.headers),
             "body": self._body(call.body or b"".join(sent), call.headers.get("content-type", "")),
             "status": status,
@@ -93,10 +90,22 @@ class Journal:
         with self._lock:
             self._number += 1
             line = json.dumps({"n": self._number, **entry}) + "\n"
-            # Straight to the system: what was answered is recorded, even if we are killed now.
-            self._size += os.write(self._stream, line.encode())
-            if self._size > _MAX_FILE:
-                self._turn()
+            try:
+                self._append(line.encode())
+            except OSError as error:  # no answer fails because it cannot be recorded
+                if not self.lost:
+                    _log.warning("the journal cannot be written, and has a gap: %s", error)
+                self.lost += 1
+
+    def _append(self, line: bytes) -> None:
+        # Straight to the system: what was answered is recorded, even if we are killed now.
+        done = os.write(self._stream, line)
+        if done < len(line):  # a disk that is nearly full takes a part, which is of no use
+            os.ftruncate(self._stream, self._size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._size += done
+        if self._size > _MAX_FILE:
+            self._turn()
 
     def clean(self, text: str) -> str:
         """The text without secrets."""
@@ -133,7 +142,7 @@ class Journal:
 
     def _kept(self, headers: Mapping[str, str]) -> dict[str, str]:
         return {
-            key: REMOVED if key in _HEADERS else self.clean(value)
+            key: REMOVED if _SECRET_HEADER.fullmatch(key) else self.clean(value)
             for key, value in headers.items()
             if key not in _DULL
         }
@@ -170,8 +179,10 @@ def digest(data: bytes) -> dict[str, Any]:
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _without_signature(query: Mapping[str, str]) -> list[tuple[str, str]]:
-    return [(key, REMOVED if key == "sig" else value) for key, value in query.items()]
+def _without_secrets(query: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [
+        (key, REMOVED if _SECRET_QUERY.fullmatch(key) else value) for key, value in query.items()
+    ]
 
 
 def _last_number(file: Path) -> int:

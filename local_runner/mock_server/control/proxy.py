@@ -70,10 +70,11 @@ class Proxy:
             )
             await _refuse(writer, "403 Forbidden", words)
             return
-        if (place := self._twin()) is None:
+        try:
+            there, back = await self._open()
+        except OSError:  # it may have been killed: then it has not said that it went
             await _refuse(writer, "502 Bad Gateway", "The mock does not run: maas mock serve")
             return
-        there, back = await asyncio.open_connection(*place)
         try:
             writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             # Whoever ends first ends both: a half-open tunnel is of no use to HTTP.
@@ -87,6 +88,12 @@ class Proxy:
             await asyncio.gather(*ways, return_exceptions=True)
         finally:
             back.close()
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        place = self._twin()
+        if place is None:
+            raise ConnectionRefusedError
+        return await asyncio.open_connection(*place)
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:

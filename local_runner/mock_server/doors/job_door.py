@@ -11,6 +11,7 @@ from typing import Any
 from local_runner.mock_server.doors import pipeline_shape, pipelines
 from local_runner.mock_server.doors.job_shape import OLD, essence, history, shown
 from local_runner.mock_server.errors import (
+    REPLACED,
     ServiceError,
     conflict,
     history_body,
@@ -137,6 +138,8 @@ class _Door:
             with self._twin.store.transaction():
                 job = self._twin.store.get("job", name.lower())
                 if job is None:  # else the same request was sent twice at once
+                    if not folder.exists():
+                        raise ServiceError(503, "ServiceUnavailable", REPLACED)
                     self._refuse_too_many(accepted)
                     job = _body(self._twin, name, properties, accepted, folder)
                     self._twin.store.put("job", name.lower(), job)
@@ -144,7 +147,7 @@ class _Door:
                     kept = True
         finally:
             if not kept:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
         return job
 
     def _shown(self, job: Body, call: Call, *, fresh: bool = False) -> dict[str, Any]:

@@ -7,6 +7,8 @@ become paths, no name can reach out of the folder.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
 import time
@@ -153,11 +155,7 @@ class BlobStore:
         assert isinstance(upload.owner, Path)  # noqa: S101 - begin() made it
         made = _new(container, name, upload.size, replace(label, md5=md5))
         upload.owner.replace(self.path(made))
-        try:
-            blob = self._name(made, allow)
-        except BaseException:
-            self.path(made).unlink()
-            raise
+        blob = self._name_new(made, allow)
         self.drafts.drop(container, name)
         return blob
 
@@ -215,9 +213,8 @@ class BlobStore:
             latest = self.get(source.container, source.name) or source
             made = _new(container, name, latest.size, replace(label, md5=latest.md5))
             made = replace(made, pieces=latest.pieces)
-            allow(self.get(container, name))
             self.path(made).hardlink_to(self.path(latest))
-            return self._name(made, allow)
+        return self._name_new(made, allow)
 
     def blocks(self, container: str, name: str) -> tuple[list[Block], list[Block]]:
         """Those that the blob is made of, and those that wait for their list."""
@@ -259,10 +256,13 @@ class BlobStore:
             draft.end()
         return blob
 
-    def clear(self) -> None:
-        self.drafts.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
+    def _name_new(self, made: Blob, allow: Allow) -> Blob:
+        """As `_name`; what may not have the name goes."""
+        try:
+            return self._name(made, allow)
+        except BaseException:
+            self.path(made).unlink(missing_ok=True)
+            raise
 
     def _name(self, made: Blob, allow: Allow, blocks: Sequence[Block] = ()) -> Blob:
         """Let the blob be the one of its name."""
@@ -270,6 +270,8 @@ class BlobStore:
         with self._store.transaction():
             before = self.get(made.container, made.name)
             allow(before)
+            if not self.path(made).exists():  # the whole state was replaced meanwhile
+                raise FileNotFoundError(errno.ENOENT, "the content has gone", made.file)
             if before is not None:
                 made = replace(made, created=before.created or before.modified)
             self._store.put(KIND, key, asdict(made))
@@ -279,7 +281,8 @@ class BlobStore:
             elif before is not None and before.blocks:
                 self._store.delete(_BLOCKS, key)
         if before is not None:
-            self.path(before).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the next start sweeps what stays
+                self.path(before).unlink()
         return made
 
     def _committed(self, blob: Blob | None) -> list[Block]:

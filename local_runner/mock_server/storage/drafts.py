@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from local_runner.mock_server.storage.upload import Upload
@@ -46,10 +46,6 @@ class Draft:
     @property
     def _index(self) -> Path:
         return self.folder / "index"
-
-    def is_gone(self) -> bool:
-        """Whether somebody put another state of the folder in its place."""
-        return self._end > 0 and not self._index.exists()
 
     def reserve(self, size: int) -> tuple[int, int]:
         """A handle of the file, and where in it there is room."""
@@ -154,16 +150,24 @@ class Drafts:
             if touched < time.time() - _SECONDS:
                 shutil.rmtree(folder)
 
-    def clear(self) -> None:
-        with self._lock:
-            self._known.clear()
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Nobody changes a draft meanwhile."""
+        with self._lock, ExitStack() as stack:
+            for draft in self._known.values():
+                stack.enter_context(draft.lock)
+            yield
+
+    def forget(self) -> None:
+        """What is known is no longer so: other files are in the folder. For one who keeps them still."""
+        for draft in self._known.values():
+            draft.ended = True
+        self._known.clear()
 
     def _get(self, container: str, name: str) -> Draft:
         folder = self._place(container, name)
         with self._lock:
             draft = self._known.get(folder.name)
-            if draft is not None and draft.is_gone():
-                draft.ended = True
             if draft is None or draft.ended:
                 draft = self._known[folder.name] = Draft(folder, container, name)
             return draft
