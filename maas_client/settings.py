@@ -158,6 +158,8 @@ class MockState:
     """The door that speaks OpenAI's wire; empty where the mock has none."""
     api_key: str = field(default="", repr=False)
     """Opens that door."""
+    openai_account: str = ""
+    """What ARM calls the resource behind it."""
 
 
 def mock_state(folder: Path | None = None) -> MockState | None:
@@ -240,11 +242,11 @@ def _mock(state: MockState) -> AzureMLSettings:
 def _mock_foundry(state: MockState) -> FoundrySettings:
     return FoundrySettings(
         name="mock-foundry",
-        endpoint=state.openai_url,
+        endpoint=state.url,  # Azure's way to it, where models are deployed before they answer
         ca=state.ca,
         subscription_id=state.subscription_id,
         resource_group=state.resource_group,
-        account=state.workspace,
+        account=state.openai_account,
         resource_manager=state.url,
         identity_endpoint=state.identity_endpoint,
         identity_header=state.identity_header,

@@ -127,7 +127,8 @@ class Deployments:
             return self._given
         if self._line is None or time.time() > self._ends - _FRESH:
             self.close()
-            token, self._ends = self._token()
+            given = self._settings.identity_endpoint
+            token, self._ends = identity_token(self._settings) if given else _az_token()
             self._line = Transport(
                 self._settings.resource_manager.rstrip("/"),
                 headers={"Authorization": f"Bearer {token}"},
@@ -135,19 +136,24 @@ class Deployments:
             )
         return self._line
 
-    def _token(self) -> tuple[str, float]:
-        """A token for ARM and when it ends."""
-        given = self._settings
-        if given.identity_endpoint:
-            address = urlsplit(given.identity_endpoint)
-            side = Transport(
-                f"{address.scheme}://{address.netloc}",
-                headers={"X-IDENTITY-HEADER": given.identity_header or ""},
-            )
-            raw = side.get(address.path, {"resource": _AUDIENCE, "api-version": "2019-08-01"})
-            side.close()
-            return raw["access_token"], float(raw["expires_on"])
-        return _az_token()
+
+def identity_token(
+    settings: FoundrySettings, *, line: Transport | None = None
+) -> tuple[str, float]:
+    """A token for ARM out of the managed identity's endpoint, and when it ends.
+
+    Args:
+        settings: with that endpoint.
+        line: to it, for tests.
+    """
+    address = urlsplit(settings.identity_endpoint or "")
+    side = line or Transport(
+        f"{address.scheme}://{address.netloc}",
+        headers={"X-IDENTITY-HEADER": settings.identity_header or ""},
+    )
+    raw = side.get(address.path, {"resource": _AUDIENCE, "api-version": "2019-08-01"})
+    side.close()
+    return raw["access_token"], float(raw["expires_on"])
 
 
 def _az_token() -> tuple[str, float]:
