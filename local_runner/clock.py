@@ -15,6 +15,8 @@ from pathlib import Path
 from maas_client.spec.rundir import read_json, write_json
 
 MAX_SCALE = 1_000_000.0
+LAST = dt.datetime(9000, 1, 1, tzinfo=dt.UTC).timestamp()
+"""Virtual time stands still from then on: no calendar goes much further."""
 _LOOK = 0.05
 """Real seconds between two looks at the file while waiting."""
 
@@ -29,7 +31,7 @@ class Pace:
 
     def at(self, real: float) -> float:
         """The virtual time at a real one."""
-        return self.virtual + (real - self.real) * self.scale
+        return min(self.virtual + (real - self.real) * self.scale, LAST)
 
 
 class Clock:
@@ -41,7 +43,7 @@ class Clock:
 
     def __init__(self, file: Path | None = None) -> None:
         self._file = file
-        self._stamp = 0
+        self._stamp = (0, 0)
         self._pace = Pace()
 
     @property
@@ -50,10 +52,12 @@ class Clock:
         if self._file is None:
             return self._pace
         try:
-            stamp = self._file.stat().st_mtime_ns
+            found = self._file.stat()
         except FileNotFoundError:
-            self._stamp, self._pace = 0, Pace()
+            self._stamp, self._pace = (0, 0), Pace()
             return self._pace
+        # Two changes may fall in one tick of the file system's clock.
+        stamp = (found.st_mtime_ns, found.st_ino)
         if stamp != self._stamp:
             self._pace, self._stamp = Pace(**read_json(self._file)), stamp
         return self._pace
@@ -70,16 +74,28 @@ class Clock:
         """From now on go `scale` times as fast as real time, after a jump of `advance` seconds."""
         if self._file is None:
             raise ValueError("real time cannot be changed")
-        real = time.time()
-        before = self.pace
-        speed = before.scale if scale is None else scale
-        write_json(self._file, asdict(Pace(real, before.at(real) + advance, speed)))
+        now = self.now()
+        speed = now.scale if scale is None else scale
+        write_json(self._file, asdict(Pace(now.real, now.virtual + advance, speed)))
         return self.pace
 
-    def reset(self) -> None:
-        """Back to real time."""
-        if self._file is not None:
+    def now(self) -> Pace:
+        """The pace as if it began now."""
+        before, real = self.pace, time.time()
+        return Pace(real, before.at(real), before.scale)
+
+    def keep(self) -> Pace | None:
+        """What `go_back` needs to come back to this moment; None in real time."""
+        return None if self.pace == Pace() else self.now()
+
+    def go_back(self, kept: Pace | None) -> None:
+        """It is the moment again that was kept; or real time."""
+        if self._file is None:
+            return
+        if kept is None:
             self._file.unlink(missing_ok=True)
+        else:
+            write_json(self._file, asdict(Pace(time.time(), kept.virtual, kept.scale)))
 
     def wait_until(self, moment: float, *, over: Callable[[], bool] = lambda: False) -> bool:
         """Wait for a virtual moment; returns False where `over` said so before."""

@@ -242,6 +242,41 @@ def test_a_snapshot_brings_everything_back(client: httpx.Client, mock: Mock) -> 
         assert answer.status_code in (400, 404), (path, answer.text)
 
 
+def test_a_snapshot_knows_what_time_it_was(client: httpx.Client, mock: Mock) -> None:
+    headers = control(mock)
+
+    def hours(real: float) -> float:
+        now = client.get("/__mock__/time", headers=headers).json()["time"]
+        return (dt.datetime.fromisoformat(now).timestamp() - real) / 3600
+
+    real = time.time()
+    client.put("/__mock__/snapshots/real", headers=headers)
+    client.post("/__mock__/time", json={"advance": 6 * 3600, "scale": 0}, headers=headers)
+    client.put("/__mock__/snapshots/later", headers=headers)
+    client.post("/__mock__/time", json={"advance": 36 * 3600, "scale": 9}, headers=headers)
+    client.post("/__mock__/snapshots/later/restore", headers=headers)
+    assert 6 <= hours(real) < 6.1
+    assert client.get("/__mock__/time", headers=headers).json()["scale"] == 0
+    client.post("/__mock__/snapshots/real/restore", headers=headers)
+    assert 0 <= hours(real) < 0.1
+    for name in ("real", "later"):
+        client.delete(f"/__mock__/snapshots/{name}", headers=headers)
+
+
+def test_time_ends_before_the_calendar_does(client: httpx.Client, mock: Mock) -> None:
+    headers = control(mock)
+    pace = {"real": time.time(), "virtual": 221_000_000_000.0, "scale": 1e6}  # the year 8973
+    (mock.home / "clock.json").write_text(json.dumps(pace))
+    body = {"advance": 366 * 86_400}
+    answers = [client.post("/__mock__/time", json=body, headers=headers) for _ in range(40)]
+    assert {answer.status_code for answer in answers} == {200, 400}
+    pace["real"] -= 1e9  # it has gone on for days
+    (mock.home / "clock.json").write_text(json.dumps(pace))
+    assert client.get("/__mock__/time", headers=headers).json()["time"].startswith("9000-01-01")
+    job = client.put(f"{place_of(mock)}/jobs/late", json=job_body(put_rows(client, mock)))
+    assert job.status_code == 201
+
+
 def test_a_snapshot_waits_for_quiet(tmp_path: Path) -> None:
     options = ("--engine", "simulate", "--simulate-seconds", "600")
     with running_mock(tmp_path, *options) as mock, line_to(mock) as client:

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import resource
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -119,6 +120,24 @@ def test_a_torn_line_of_the_index_is_no_block(
     third = BlobStore(tmp_path / "blobs", store)
     third.commit_blocks("box", "big", latest("YQ==", "Yw=="), Label())
     assert content(third, "big") == b"wholenext"
+
+
+def test_half_a_line_that_a_full_disk_took_is_taken_back(tmp_path: Path, blobs: BlobStore) -> None:
+    put_block(blobs, "x", "AA==", b"one")
+    upload = begin_block(blobs, "x", b"two")
+    index = next((tmp_path / "blobs").glob("draft-*/index"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (index.stat().st_size + 5, before[1]))
+    try:
+        with pytest.raises(OSError, match="space"):
+            keep_block(blobs, "x", "AAA=", upload)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    upload.abandon()
+    put_block(blobs, "x", "AAAA", b"three")
+    again = BlobStore(tmp_path / "blobs", Store(tmp_path / "store.sqlite"))
+    for found in (blobs, again):
+        assert [block.id for block in found.blocks("box", "x")[1]] == ["AA==", "AAAA"]
 
 
 def test_a_block_list_sent_again_after_a_lost_reply_makes_the_same_blob(blobs: BlobStore) -> None:

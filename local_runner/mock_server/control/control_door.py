@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from local_runner.clock import MAX_SCALE
+from local_runner.clock import LAST, MAX_SCALE
 from local_runner.mock_server.control import snapshots
 from local_runner.mock_server.control.journal import Journal
 from local_runner.mock_server.errors import ServiceError, conflict, not_found, user_error
@@ -107,6 +107,8 @@ class _Door:
         given = call.json()
         scale = _number(given, "scale", 0, MAX_SCALE)
         advance = _number(given, "advance", 0, _MOST_ADVANCE)
+        if self._twin.clock.time() + (advance or 0.0) > LAST:
+            raise user_error("advance: no calendar goes that far.", inner="InvalidControl")
         self._twin.clock.change(scale=scale, advance=advance or 0.0)
         self._worker.wake()
         return self.time(call)
@@ -119,7 +121,8 @@ class _Door:
         name = _name(call)
         with self._still():
             self._refuse_live("A snapshot")
-            snapshots.take(self._twin.store, self._twin.site.home, name)
+            pace = self._twin.clock.keep()
+            snapshots.take(self._twin.store, self._twin.site.home, name, pace)
         return Reply(201, {"name": name})
 
     def restore(self, call: Call) -> Reply:
@@ -132,6 +135,7 @@ class _Door:
             snapshots.restore(self._twin.store, self._twin.site.home, name)
             self._twin.blobs.drafts.forget()
             self._twin.controls.reload()
+            self._twin.clock.go_back(snapshots.pace(self._twin.site.home, name))
         return Reply(body={"name": name})
 
     def drop_snapshot(self, call: Call) -> Reply:
@@ -164,8 +168,7 @@ class _Door:
             snapshots.forget_all(self._twin.store, self._twin.site.home)
             self._twin.blobs.drafts.forget()
             self._twin.controls.reset()
-            if self._twin.engine.simulates:
-                self._twin.clock.reset()
+            self._twin.clock.go_back(None)
         return Reply(body={"reset": True, "cancelled": len({job["key"] for job in live})})
 
     @contextlib.contextmanager

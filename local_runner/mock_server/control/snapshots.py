@@ -10,14 +10,18 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
+from local_runner.clock import Pace
 from local_runner.mock_server.storage.blobs import KIND as BLOB
 from local_runner.mock_server.storage.drafts import PREFIX as DRAFT
 from local_runner.mock_server.store import Store
+from maas_client.spec.rundir import read_json, write_json
 
 _LINKED = ("blobs", "runs")
 """Folders beside the store. Nobody writes to a file in them again but to drafts: a change is another file."""
+_PACE = "clock.json"
 _BEGUN = ("snapshot", "begun")
 """The document that is there while folders are put in their place."""
 
@@ -29,12 +33,14 @@ def names(home: Path) -> list[str]:
     return sorted(path.name for path in found if not path.name.startswith("."))
 
 
-def take(store: Store, home: Path, name: str) -> None:
+def take(store: Store, home: Path, name: str, pace: Pace | None = None) -> None:
     """Keep the state; a snapshot of that name is replaced. Nobody may change anything meanwhile."""
     target, new = home / "snapshots" / name, home / "snapshots" / f".{name}.new"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     store.copy_to(new / "store.sqlite")
+    if pace is not None:
+        write_json(new / _PACE, asdict(pace))
     for folder in _LINKED:
         (new / folder).mkdir()
     for doc in store.list(BLOB):
@@ -48,6 +54,12 @@ def take(store: Store, home: Path, name: str) -> None:
         target.rename(old)
     new.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def pace(home: Path, name: str) -> Pace | None:
+    """How time went when it was taken; None: as it really does."""
+    file = home / "snapshots" / name / _PACE
+    return Pace(**read_json(file)) if file.exists() else None
 
 
 def restore(store: Store, home: Path, name: str) -> None:

@@ -6,6 +6,7 @@ names places, making a blob of its blocks copies nothing.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -70,8 +71,12 @@ class Draft:
 
     def keep(self, block: str, place: Place) -> None:
         """What lies there is a block. A killed server knows it again; a torn last line never was."""
-        with self.lock, self._index.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps([block, *place]) + "\n")
+        line = (json.dumps([block, *place]) + "\n").encode()
+        with self.lock, self._index.open("ab", buffering=0) as stream:
+            end = stream.seek(0, os.SEEK_END)
+            if stream.write(line) < len(line):  # the disk is full: half a line would spoil the next
+                stream.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self.blocks[block] = place
 
     def end(self) -> None:
