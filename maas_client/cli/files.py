@@ -4,6 +4,7 @@
 # A protocol is asked after here, and never made.
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -25,9 +26,9 @@ def list_files(
     """The newest files."""
     from maas_client.targets.base import FileTarget
 
-    place = open_place(target)
-    parcels.files(able(place, FileTarget, "keep files").files(limit=limit), as_json=as_json)
-    place.close()
+    with closing(open_place(target)) as place:
+        found = able(place, FileTarget, "keep files").files(limit=limit)
+        parcels.files(found, as_json=as_json)
 
 
 @app.command()
@@ -39,11 +40,10 @@ def upload(
     """Upload rows, as `submit` does by itself. Goes on where an earlier try stopped."""
     from maas_client.targets.base import FileTarget
 
-    place = open_place(target)
-    with parcels.uploads(place, as_json=as_json):
-        stored = able(place, FileTarget, "keep files").upload_file(file)
-    parcels.file(stored, as_json=as_json)
-    place.close()
+    with closing(open_place(target)) as place:
+        with parcels.uploads(place, as_json=as_json):
+            stored = able(place, FileTarget, "keep files").upload_file(file)
+        parcels.file(stored, as_json=as_json)
 
 
 @app.command()
@@ -55,7 +55,6 @@ def delete(
     """Delete a file. A job that has taken it keeps its rows."""
     from maas_client.targets.base import FileTarget
 
-    place = open_place(target)
-    able(place, FileTarget, "keep files").delete_file(file_id)
-    render.done(f"file {file_id} is gone", as_json=as_json)
-    place.close()
+    with closing(open_place(target)) as place:
+        able(place, FileTarget, "keep files").delete_file(file_id)
+        render.done(f"file {file_id} is gone", as_json=as_json)

@@ -4,6 +4,7 @@
 # A protocol is asked after here, and never made.
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -75,9 +76,8 @@ def pause(job: JobId, target: TargetName = "foundry", as_json: Json = False) -> 
     """Ask a job to wait; it keeps its place."""
     from maas_client.targets.base import PausableTarget
 
-    place = open_place(target)
-    render.job(able(place, PausableTarget, "pause jobs").pause(job), as_json=as_json)
-    place.close()
+    with closing(open_place(target)) as place:
+        render.job(able(place, PausableTarget, "pause jobs").pause(job), as_json=as_json)
 
 
 @app.command()
@@ -85,9 +85,8 @@ def resume(job: JobId, target: TargetName = "foundry", as_json: Json = False) ->
     """Let a paused job go on."""
     from maas_client.targets.base import PausableTarget
 
-    place = open_place(target)
-    render.job(able(place, PausableTarget, "resume jobs").resume(job), as_json=as_json)
-    place.close()
+    with closing(open_place(target)) as place:
+        render.job(able(place, PausableTarget, "resume jobs").resume(job), as_json=as_json)
 
 
 @app.command()
@@ -95,10 +94,9 @@ def checkpoints(job: JobId, target: TargetName = "foundry", as_json: Json = Fals
     """The models that a job kept on its way; each can be deployed or asked."""
     from maas_client.targets.base import CheckpointTarget
 
-    place = open_place(target)
-    found = able(place, CheckpointTarget, "keep checkpoints").checkpoints(job)
-    parcels.checkpoints(found, as_json=as_json)
-    place.close()
+    with closing(open_place(target)) as place:
+        found = able(place, CheckpointTarget, "keep checkpoints").checkpoints(job)
+        parcels.checkpoints(found, as_json=as_json)
 
 
 @app.command()

@@ -51,6 +51,7 @@ class FoundryTarget:
         arm: Transport | None = None,
     ) -> None:
         self.name = settings.name
+        self.identity = settings.base_url
         self.on_transfer: Callable[[Transfer], None] = lambda _: None
         self.bills_hosting = settings.has_arm
         self._settings = settings

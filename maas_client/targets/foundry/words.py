@@ -36,6 +36,13 @@ _STATUS: Mapping[str, JobStatus] = {
     "cancelled": JobStatus.CANCELLED,
 }
 
+_TOLD: Mapping[str, JobStatus] = {
+    "Fine-tuning job started": JobStatus.RUNNING,
+    "Fine-tuning job paused": JobStatus.PAUSED,
+    "Fine-tuning job is resuming": JobStatus.QUEUED,
+}
+"""Messages that say where the job stands from then on; its end is told by the job itself."""
+
 SAID: Mapping[str, str] = {
     "num_train_epochs": "n_epochs",
     "per_device_train_batch_size": "batch_size",
@@ -203,6 +210,8 @@ def event(raw: Raw) -> tuple[EventKind, str, dict[str, Any]]:
     data = metrics(raw.get("data") or {})
     if raw.get("type") == "metrics" and {"loss", "eval_loss"} & data.keys():
         return "metric", message or f"step {data.get('step', '?')}", data
+    if (status := _TOLD.get(message)) is not None:
+        return "status", str(status), {"status": str(status)}
     level = raw.get("level") or "info"
     return "log", message if level == "info" else f"{level}: {message}", {}
 
