@@ -124,8 +124,11 @@ def submit(
     if not wait:
         render.job(handle.get(), as_json=as_json)
         render.hint(f"maas jobs follow {handle.id} --target {target}", as_json=as_json)
+        place.close()
         return 0
-    return jobs.follow_to_the_end(handle, as_json=as_json)
+    code = jobs.follow_to_the_end(handle, as_json=as_json)
+    place.close()
+    return code
 
 
 @app.command()
