@@ -64,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         made = verb(name, run, words)
         made.add_argument("run_dir", type=Path)
         made.add_argument("--quiet", action="store_true", help="print no events")
+        made.add_argument(
+            "--keep-epochs", action="store_true", help="leave an adapter of each of the last epochs"
+        )
     made.add_argument("--seconds", type=float, default=1.0, help="how long, by the clock")
     made.add_argument("--clock", type=Path, help="a file with the clock's pace")
 
@@ -102,15 +105,23 @@ def _train(options: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from local_runner.train import train  # torch
 
-    return _end(train(RunDir(options.run_dir.resolve()), on_event=_printer(options)))
+    run = RunDir(options.run_dir.resolve())
+    return _end(train(run, keep_epochs=options.keep_epochs, on_event=_printer(options)))
 
 
 def _simulate(options: argparse.Namespace) -> int:
     from local_runner.clock import Clock
     from local_runner.simulate import simulate
 
-    run, clock = RunDir(options.run_dir.resolve()), Clock(options.clock)
-    return _end(simulate(run, seconds=options.seconds, clock=clock, on_event=_printer(options)))
+    return _end(
+        simulate(
+            RunDir(options.run_dir.resolve()),
+            seconds=options.seconds,
+            clock=Clock(options.clock),
+            keep_epochs=options.keep_epochs,
+            on_event=_printer(options),
+        )
+    )
 
 
 def _printer(options: argparse.Namespace) -> Callable[[Event], None]:

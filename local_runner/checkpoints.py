@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from local_runner import adapters
-from maas_client.spec.rundir import RunDir, read_json, sync_folder, write_json
+from maas_client.spec.rundir import EPOCH_FILE, RunDir, read_json, sync_folder, write_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,6 +49,18 @@ def save(run: RunDir, state: State, model: PeftModel, optimizer: torch.optim.Opt
     save_file({"cpu": torch.get_rng_state()}, staged / "random.safetensors")
     write_json(staged / "state.json", asdict(state))
     publish(staged, folder)
+
+
+def save_epoch(run: RunDir, epoch: int, step: int, model: PeftModel, *, keep: int) -> None:
+    """Write the adapter as it is after an epoch, to be asked; the newest `keep` stay."""
+    folder = run.epoch(epoch)
+    staged = folder.with_name(f"{folder.name}.new")
+    clear(staged)
+    adapters.save(model, staged)
+    write_json(staged / EPOCH_FILE, {"epoch": epoch, "step": step, "at": time.time()})
+    publish(staged, folder)
+    for old in run.epochs()[:-keep]:
+        _remove(run.epoch(old))
 
 
 def load(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> State:

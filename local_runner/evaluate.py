@@ -56,13 +56,21 @@ def answer_logits(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]
     return inner.lm_head(hidden[:, :-1][wanted]).float(), batch.ids[:, 1:][wanted]
 
 
-@torch.no_grad()
 def mean_loss(model: Any, rows: Sequence[Example], *, pad_id: int, batch: int = 1) -> float:
     """Mean loss in nats over every trained token of the rows."""
+    return measure(model, rows, pad_id=pad_id, batch=batch)[0]
+
+
+@torch.no_grad()
+def measure(
+    model: Any, rows: Sequence[Example], *, pad_id: int, batch: int = 1
+) -> tuple[float, float]:
+    """The mean loss, and the share of the trained tokens that the model would have chosen itself."""
     model.eval()
-    total, tokens = 0.0, 0
+    total, right, tokens = 0.0, 0, 0
     for start in range(0, len(rows), batch):
         logits, targets = answer_logits(model, pad(rows[start : start + batch], pad_id))
         total += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+        right += int((logits.argmax(-1) == targets).sum())
         tokens += len(targets)
-    return total / tokens
+    return total / tokens, right / tokens

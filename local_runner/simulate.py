@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from local_runner import manifest
@@ -19,6 +21,8 @@ from maas_client.errors import RunDirError
 from maas_client.jobs import Event, EventKind, JobStatus
 from maas_client.plan import Plan, learning_rate, plan_from_json
 from maas_client.spec.rundir import (
+    EPOCH_FILE,
+    KEPT_EPOCHS,
     EventWriter,
     RunDir,
     RunStatus,
@@ -36,6 +40,7 @@ def simulate(
     *,
     seconds: float = 1.0,
     clock: Clock | None = None,
+    keep_epochs: bool = False,
     on_event: Callable[[Event], None] = lambda _: None,
 ) -> RunStatus:
     """Act as if the run's plan were trained.
@@ -44,6 +49,7 @@ def simulate(
         run: a directory with a plan.
         seconds: how long to take over it, by the clock.
         clock: whose time goes by and is written down; real time where none is given.
+        keep_epochs: leave an adapter of each of the last epochs, as `train` does.
         on_event: told each event as it happens.
     """
     clock = clock or Clock()
@@ -61,13 +67,17 @@ def simulate(
         writer = EventWriter(run, now=clock.time)
 
         def tell(kind: EventKind, message: str, data: Mapping[str, Any]) -> Event:
+            if keep_epochs and "loss" in data:
+                data = {**data, "token_accuracy": round(math.exp(-data["loss"]), 6)}
             event = writer.write(kind, message, data)
             on_event(event)
+            if keep_epochs and kind == "metric":
+                _keep_epochs(run, plan, data["epoch"], at=event.at)
             return event
 
         tell("status", "SIMULATED: nothing is trained", {"status": "running"})
         if _pretend(run, _curve(plan), seconds, clock, tell):
-            _write_adapter(run, plan)
+            _write_adapter(run.adapter, plan)
             took = {"steps": plan.steps, "seconds": round(clock.time() - began, 1)}
             manifest.write(run, plan, None, took=took, simulated=True)
             status = replace(status, status=JobStatus.SUCCEEDED)
@@ -98,6 +108,22 @@ def _pretend(
         words = f"SIMULATED step {metric['step']}/{metric['max_steps']}  {kind} {metric[kind]:.4f}"
         tell("metric", words, metric)
     return True
+
+
+def _keep_epochs(run: RunDir, plan: Plan, over: float, *, at: float) -> None:
+    """Write the adapters of the epochs that are over; the newest ones stay."""
+    epochs = max(1, math.ceil(float(plan.values.get("num_train_epochs") or 1)))
+    for epoch in range(max(1, int(over) - KEPT_EPOCHS + 1), int(over) + 1):
+        if run.epoch(epoch).exists():
+            continue
+        staged = run.epoch(epoch).with_name(f"{run.epoch(epoch).name}.new")
+        shutil.rmtree(staged, ignore_errors=True)
+        _write_adapter(staged, plan)
+        step = (plan.steps or 0) * epoch // epochs
+        write_json(staged / EPOCH_FILE, {"epoch": epoch, "step": step, "at": at})
+        staged.replace(run.epoch(epoch))
+    for old in run.epochs()[:-KEPT_EPOCHS]:
+        shutil.rmtree(run.epoch(old))
 
 
 def _curve(plan: Plan) -> list[dict[str, float]]:
@@ -133,7 +159,7 @@ def _curve(plan: Plan) -> list[dict[str, float]]:
     return curve
 
 
-def _write_adapter(run: RunDir, plan: Plan) -> None:
+def _write_adapter(folder: Path, plan: Plan) -> None:
     """A well-formed adapter of zeros, which says what it is."""
     header = {
         "__metadata__": {"format": "pt", "simulated": "true"},
@@ -146,10 +172,8 @@ def _write_adapter(run: RunDir, plan: Plan) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     write_whole(
-        run.adapter / "adapter_model.safetensors", struct.pack("<Q", len(text)) + text + b"\0" * 4
+        folder / "adapter_model.safetensors", struct.pack("<Q", len(text)) + text + b"\0" * 4
     )
     config = {"peft_type": "LORA", "simulated": True, "r": plan.values.get("lora_r")}
-    write_json(run.adapter / "adapter_config.json", config)
-    write_whole(
-        run.adapter / "README.md", b"SIMULATED: nothing was trained. The tensor is a zero.\n"
-    )
+    write_json(folder / "adapter_config.json", config)
+    write_whole(folder / "README.md", b"SIMULATED: nothing was trained. The tensor is a zero.\n")

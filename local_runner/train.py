@@ -21,7 +21,7 @@ import torch
 
 from local_runner import adapters, checkpoints, fused, manifest
 from local_runner.data import ChatTokenizer, Example, load_examples, max_length
-from local_runner.evaluate import mean_loss
+from local_runner.evaluate import measure
 from local_runner.models import base as bases
 from local_runner.stopping import Signals, StopRequested, in_our_words, signals
 from local_runner.update import make_optimizer, micro_batches, rates, steps_per_epoch, update
@@ -29,6 +29,7 @@ from maas_client.errors import MaasError, RunDirError
 from maas_client.jobs import Event, JobStatus
 from maas_client.plan import Plan, count_steps, plan_from_json
 from maas_client.spec.rundir import (
+    KEPT_EPOCHS,
     EventWriter,
     RunDir,
     RunStatus,
@@ -62,6 +63,8 @@ class _Run:
     held_out: list[Example]
     pad_id: int
     tell: Tell
+    keep_epochs: bool = False
+    """Whether each epoch's adapter is kept, and how often the model is right is told."""
     step: int = 0
     best: float | None = None
     """The lowest validation loss so far."""
@@ -73,6 +76,8 @@ class _Run:
     """Tokens seen since the last metric."""
     norm: float = 0.0
     """Of the last gradient, before clipping."""
+    accuracy: float = 0.0
+    """Of the last step."""
     clock: float = 0.0
     """When the last metric was written."""
     saved_at: float = 0.0
@@ -104,10 +109,13 @@ class _Run:
         return self.step >= self.steps or self.is_stale
 
 
-def train(run_dir: RunDir, *, on_event: OnEvent = lambda _: None) -> RunStatus:
+def train(
+    run_dir: RunDir, *, keep_epochs: bool = False, on_event: OnEvent = lambda _: None
+) -> RunStatus:
     """Train the run's plan, or go on with it; returns the status it ended with.
 
-    A run that has succeeded is not trained again: its status is returned.
+    A run that has succeeded is not trained again: its status is returned. `keep_epochs` leaves an
+    adapter of each of the last epochs beside the last one, which stays the same.
 
     Raises:
         RunDirError: another process trains it, or its inputs are not those of the plan.
@@ -130,7 +138,7 @@ def train(run_dir: RunDir, *, on_event: OnEvent = lambda _: None) -> RunStatus:
 
         try:
             with signals() as caught, _settings(plan):
-                _train(run_dir, plan, tell, caught)
+                _train(run_dir, plan, tell, caught, keep_epochs=keep_epochs)
             status = replace(status, status=JobStatus.SUCCEEDED)
         except StopRequested as stop:
             status = replace(status, status=JobStatus.CANCELLED, error=str(stop))
@@ -159,10 +167,11 @@ def _say_success(run_dir: RunDir, plan: Plan, before: RunStatus) -> RunStatus:
     return status
 
 
-def _train(run_dir: RunDir, plan: Plan, tell: Tell, caught: Signals) -> None:
+def _train(run_dir: RunDir, plan: Plan, tell: Tell, caught: Signals, *, keep_epochs: bool) -> None:
     began = time.monotonic()
     tell("status", f"running on {_label(plan)}", {"status": "running"})
     run = _open(run_dir, plan, tell)
+    run.keep_epochs = keep_epochs
     resumed_at = _resume_or_start(run)
     run.clock = run.saved_at = time.monotonic()
     _stop_if_asked(run, caught)
@@ -171,6 +180,7 @@ def _train(run_dir: RunDir, plan: Plan, tell: Tell, caught: Signals) -> None:
         _report(run)
         _evaluate_if_due(run)
         _save_if_due(run)
+        _keep_epoch_if_due(run)
         _stop_if_asked(run, caught)
     _finish(run, seconds=time.monotonic() - began, resumed_at=resumed_at)
 
@@ -194,7 +204,8 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
     fused.fuse(model)
     model.train()
     tokens = sum(len(row.ids) for row in rows)
-    tell("log", f"{len(rows)} rows, {tokens:,} tokens, {len(held_out)} held out, {steps} steps")
+    words = f"{len(rows)} rows, {tokens:,} tokens, {len(held_out)} held out, {steps} steps"
+    tell("log", words, {"tokens": tokens})
     if plan.values["apply_early_stopping"] and not held_out:
         tell("log", "apply_early_stopping does nothing: there are no validation rows")
     return _Run(
@@ -260,7 +271,7 @@ def _step(run: _Run) -> None:
     run.step += 1
     run.losses.append(done.loss)
     run.tokens += done.tokens
-    run.norm = done.norm
+    run.norm, run.accuracy = done.norm, done.accuracy
 
 
 def _report(run: _Run) -> None:
@@ -280,6 +291,8 @@ def _report(run: _Run) -> None:
         "tokens_per_second": round(rate, 1),
         "seconds_left": round(left, 1),
     }
+    if run.keep_epochs:
+        data["token_accuracy"] = run.accuracy
     words = f"step {run.step}/{run.steps}  loss {data['loss']:.4f}  {rate:,.0f} tokens/s"
     run.tell("metric", words, data)
     run.losses.clear()
@@ -304,10 +317,12 @@ def _evaluate_if_due(run: _Run) -> None:
 
 def _evaluate(run: _Run) -> float:
     batch = int(run.values["per_device_eval_batch_size"])
-    loss = mean_loss(run.model, run.held_out, pad_id=run.pad_id, batch=batch)
+    loss, accuracy = measure(run.model, run.held_out, pad_id=run.pad_id, batch=batch)
     run.model.train()
     words = f"step {run.step}/{run.steps}  validation loss {loss:.4f}"
     data = {"step": run.step, "max_steps": run.steps, "epoch": run.epoch, "eval_loss": loss}
+    if run.keep_epochs:
+        data["eval_token_accuracy"] = accuracy
     run.tell("metric", words, data)
     return loss
 
@@ -319,6 +334,12 @@ def _save_if_due(run: _Run) -> None:
         _save(run, asked_for=True)
     elif not run.is_over and time.monotonic() - run.saved_at > _CRASH_CHECKPOINT_SECONDS:
         _save(run, asked_for=False)
+
+
+def _keep_epoch_if_due(run: _Run) -> None:
+    if run.keep_epochs and run.step % run.per_epoch == 0:
+        epoch = run.step // run.per_epoch
+        checkpoints.save_epoch(run.dir, epoch, run.step, run.model, keep=KEPT_EPOCHS)
 
 
 def _save(run: _Run, *, asked_for: bool) -> None:

@@ -32,6 +32,8 @@ class Update:
     """Of the gradient, before clipping."""
     tokens: int
     """Tokens that went through the model."""
+    accuracy: float
+    """The share of the trained tokens that the model would have chosen itself."""
 
 
 def rows_per_step(values: Mapping[str, Any]) -> int:
@@ -118,7 +120,7 @@ def update(
         MaasError: the loss is no number any more.
     """
     answers = sum(sum(row.trained[1:]) for batch in batches for row in batch)
-    total = 0.0
+    total, right = 0.0, 0
     for batch in batches:
         logits, targets = answer_logits(model, pad(batch, pad_id))
         # Mean over answer tokens in the whole step, not mean of micro-batch means:
@@ -126,6 +128,7 @@ def update(
         loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / answers
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
+        right += int((logits.detach().argmax(-1) == targets).sum())
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(weights, ceiling or math.inf).item()
     if not (math.isfinite(total) and math.isfinite(norm)):
@@ -137,4 +140,5 @@ def update(
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad()
-    return Update(total, norm, sum(len(row.ids) for batch in batches for row in batch))
+    tokens = sum(len(row.ids) for batch in batches for row in batch)
+    return Update(total, norm, tokens, right / answers)

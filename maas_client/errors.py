@@ -119,6 +119,11 @@ class TargetError(MaasError):
         self.code = code
         self.request_id = request_id
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same question may be answered later: throttled, or the target's own failure."""
+        return self.status in (408, 429) or (self.status or 0) >= 500
+
     def to_json(self) -> dict[str, Any]:
         return super().to_json() | {
             "status": self.status,
@@ -142,6 +147,14 @@ class ConflictError(TargetError):
 class UnreachableError(TargetError):
     """No answer at all."""
 
+    @property
+    def may_pass(self) -> bool:
+        return True
+
 
 class AmbiguousError(TargetError):
     """No usable answer to a request that may have been done: look before asking again."""
+
+    @property
+    def may_pass(self) -> bool:
+        return True

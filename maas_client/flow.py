@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from maas_client.errors import DatasetError, RunDirError, RunnerError, SpecError, TargetError
+from maas_client import submissions
+from maas_client.errors import (
+    DatasetError,
+    NotFoundError,
+    RunDirError,
+    RunnerError,
+    SpecError,
+    TargetError,
+)
 from maas_client.handle import JobHandle
-from maas_client.jobs import Endpoint, Event, JobStatus
+from maas_client.jobs import Endpoint, Event, Job, JobStatus
 from maas_client.plan import (
     BaseInfo,
     DataPlan,
@@ -34,7 +42,7 @@ from maas_client.spec.limits import Limits
 from maas_client.spec.loading import load_job
 from maas_client.spec.rundir import RunDir, read_json
 from maas_client.targets import runner
-from maas_client.targets.base import HostingTarget, Target
+from maas_client.targets.base import HostingTarget, KeyedTarget, Target
 from maas_client.targets.local import LocalTarget
 
 OnEvent = Callable[[Event], None]
@@ -110,17 +118,37 @@ def plan_job(
     )
 
 
-def submit(ready: Plan, target: Target) -> JobHandle:
-    """Start a planned job. A job without a name gets one, so that trying again is the same job."""
+def submit(ready: Plan, target: Target, *, new: bool = False) -> JobHandle:
+    """Start a planned job, once: the same content on the same target is the same job.
+
+    What it will be is written down before it is sent, and after a failure in doubt (no answer, a
+    5xx) the job is looked up before it is sent again. So after a crash, the same call finds the job;
+    after its end too, however it ended. Only a local run that broke off is started again, and goes
+    on where it was.
+
+    Args:
+        ready: from `plan_job`.
+        target: the one that the plan was made for.
+        new: make a second job of the same content.
+
+    Raises:
+        TargetError: refused; or in doubt, and then the same call later finds out.
+    """
     if ready.target != target.name:
         raise TargetError(
             f"the plan was made for {ready.target}, not for {target.name}",
             hint=f"Plan again with --target {target.name}.",
         )
-    if ready.job.name is None:
-        named = ready.job.model_copy(update={"name": _new_name(ready.job)})
-        ready = replace(ready, job=named)
-    return JobHandle(target, target.submit(ready).id)
+    content = submissions.digest({"target": target.identity, **ready.meaning})
+    with submissions.opened(content) as journal:
+        entry = journal.entry(target.name, new=new)
+        named = ready.job.model_copy(update={"name": _name(ready.job, entry)})
+        is_own = ready.job.name is None or bool(entry.nonce)
+        ready = replace(ready, job=named, key=entry.key)
+        job, found = submissions.exactly_once(
+            journal, entry, lambda known: _found_or_sent(ready, target, known, is_own=is_own)
+        )
+    return JobHandle(target, job.id, found)
 
 
 def run(
@@ -130,6 +158,7 @@ def run(
     *,
     base: str | None = None,
     name: str | None = None,
+    new: bool = False,
     on_event: OnEvent = lambda _: None,
 ) -> RunDir:
     """Plan, submit, follow and download.
@@ -140,12 +169,13 @@ def run(
         dest: where the files go; a local run without it stays in its own run directory.
         base: see `plan_job`.
         name: see `plan_job`.
+        new: see `submit`.
         on_event: told each event as it happens.
 
     Raises:
         TargetError: the job did not succeed; the message says why.
     """
-    handle = submit(plan_job(job_file, target, base=base, name=name), target)
+    handle = submit(plan_job(job_file, target, base=base, name=name), target, new=new)
     for event in handle.follow():
         on_event(event)
     return collect(handle, dest)
@@ -289,8 +319,40 @@ def _base_and_tokens(
         return None, None
 
 
-def _new_name(job: FineTuningJob) -> str:
+def _found_or_sent(
+    ready: Plan, target: Target, known: submissions.Entry, *, is_own: bool
+) -> tuple[Job, bool]:
+    """The job, and whether it was there. `is_own`: its name is ours, and no other job has it."""
+    if isinstance(target, KeyedTarget):
+        find = partial(target.find, ready.key)
+        seen = _get(target, known.job) if known.job else None
+        if seen is None:
+            seen = submissions.look_well(find) if known.state == "intent" else find()
+        return (seen, True) if seen is not None else (target.submit(ready), False)
+    seen = _get(target, ready.job.name or "")
+    broke_off = isinstance(target, LocalTarget) and seen is not None and _broke_off(seen)
+    if seen is not None and is_own and not broke_off:
+        return seen, True
+    # Sent again under a name that is taken: the target compares, and refuses another job.
+    return target.submit(ready), seen is not None
+
+
+def _get(target: Target, job_id: str) -> Job | None:
+    try:
+        return target.get(job_id)
+    except NotFoundError:
+        return None
+
+
+def _broke_off(job: Job) -> bool:
+    return job.status.is_terminal and job.status is not JobStatus.SUCCEEDED
+
+
+def _name(job: FineTuningJob, entry: submissions.Entry) -> str:
+    """The file's name, or one that carries the key: whoever submits the same job names it so too."""
+    if job.name is not None:
+        return f"{job.name[:240]}-{entry.nonce[:8]}" if entry.nonce else job.name
     words = re.sub(r"[^a-z0-9]+", "-", (job.display_name or job.model.asset_name).lower()).strip(
         "-"
     )
-    return f"{words[:40] or 'job'}-{secrets.token_hex(3)}"
+    return f"{words[:40] or 'job'}-{entry.key[:12]}"

@@ -112,6 +112,18 @@ class Plan:
     forecast: Forecast = field(default_factory=Forecast)
     warnings: tuple[str, ...] = ()
     billed: bool = False
+    key: str = ""
+    """What tells this submission from all others, at its target; given when it is submitted."""
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What two plans of the same job share: values, rows and weights, not where they lie."""
+        job = self.job.to_dict()
+        for name, data in (("training_data", self.training), ("validation_data", self.validation)):
+            if data is not None and data.report is not None:
+                job[name] = {**job[name], "path": f"sha256:{data.report.sha256}"}
+        base = self.base.digest if self.base else None
+        return {"job": job, "values": self.values, "base": base, "threads": self.threads}
 
     @property
     def values(self) -> dict[str, Value | None]:

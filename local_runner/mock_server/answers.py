@@ -53,7 +53,8 @@ def response(reply: Reply, call: Call) -> Response:
 def ids(call: Call) -> dict[str, str]:
     """The numbers that every answer bears: ours, and the client's own."""
     client = call.headers.get("x-ms-client-request-id")
-    own = {"x-ms-request-id": str(uuid.uuid4())}
+    number = str(uuid.uuid4())
+    own = {"x-ms-request-id": number, "x-request-id": number}  # Azure's clients', and OpenAI's
     return own | {"x-ms-client-request-id": client} if client else own
 
 

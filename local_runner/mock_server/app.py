@@ -29,14 +29,17 @@ from local_runner.mock_server.errors import (
     ServiceError,
     arm_body,
     blob_body,
+    openai_body,
     unauthorized,
 )
+from local_runner.mock_server.forms import FORM_ROOM, Form, batches
 from local_runner.mock_server.names import Names
+from local_runner.mock_server.openai import access
 from local_runner.mock_server.storage.blob_door import MAX_BLOB, PREFIX, BlobDoor
 from local_runner.mock_server.storage.signatures import refusal
 from local_runner.mock_server.storage.upload import receive
 from local_runner.mock_server.twin import Twin
-from local_runner.mock_server.wire import Call, Reply, Router
+from local_runner.mock_server.wire import Call, Reply, Route, Router
 
 MAX_BODY = 4 * 1024 * 1024
 """Bytes of a request that is not an upload."""
@@ -178,12 +181,30 @@ class App:
         method = "GET" if call.method == "HEAD" else call.method
         route, params = router.find(method, call.path)
         _admit(twin, route.guard, call)
+        if route.upload:
+            return await self._form(request, exchange, route, params)
         body = await self._bodies.whole(request, MAX_BODY)
         ready = exchange.call = replace(call, params=params, body=body)
         if route.quick:
             return route.handler(ready)
         lane = self._questions if route.slow else None
         return await anyio.to_thread.run_sync(route.handler, ready, limiter=lane)
+
+    async def _form(
+        self, request: Request, exchange: answers.Exchange, route: Route, params: dict[str, str]
+    ) -> Reply:
+        """A file on its way to the disk, never held whole."""
+        kind = exchange.call.headers.get("content-type", "")
+        form = Form(kind, self._twin.blobs.begin, most=route.upload)
+        try:
+            pieces = self._bodies.pieces(request, route.upload + FORM_ROOM)
+            async for batch in batches(pieces):
+                await run_in_threadpool(form.feed, batch)
+            form.end()
+            ready = replace(exchange.call, params=params, form=form)
+            return await anyio.to_thread.run_sync(route.handler, ready)
+        finally:
+            await run_in_threadpool(form.abandon)  # harmless where the content was kept
 
     async def _blob(self, request: Request, exchange: answers.Exchange) -> Reply:
         call = exchange.call
@@ -207,6 +228,8 @@ class App:
         headers = {**answers.ids(call), **error.headers}
         if error.status in (408, 413):
             headers["Connection"] = "close"  # what is left of the request is not read
+        if access.PREFIX.match(call.path):
+            return JSONResponse(openai_body(error), error.status, headers)
         if PREFIX.match(call.path):
             return Response(blob_body(error), error.status, headers, "application/xml")
         headers["x-ms-response-type"] = "error"
@@ -217,6 +240,8 @@ def _admit(twin: Twin, guard: str, call: Call) -> None:
     given = call.headers.get("authorization", "").removeprefix("Bearer ").strip()
     if guard == "control" and not same(given, twin.secrets.control):
         raise ServiceError(401, "Unauthorized", "The control door needs the home's control secret.")
+    if guard == "api-key":
+        access.admit(twin.secrets, call)
     if guard == "bearer":
         fault = twin.secrets.token_fault(given) if given else "The access token is missing."
         if fault:

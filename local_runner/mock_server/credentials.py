@@ -29,6 +29,8 @@ class Secrets:
     """What a client must send to the identity endpoint."""
     control: str
     """Opens the control door."""
+    api_key: str
+    """Opens the OpenAI doors, as the resource's key does on the service."""
 
     def token(self, audience: str, *, seconds: int = TOKEN_SECONDS) -> tuple[str, int]:
         """A bearer token and when it ends, seconds since 1970."""
@@ -74,16 +76,21 @@ def same(given: str, expected: str) -> bool:
 
 
 def ensure(file: Path) -> Secrets:
-    """The secrets in the file, made on first use; only their owner can read them."""
-    if file.exists():
-        return Secrets(**read_json(file))
-    made = Secrets(
-        token_key=base64.b64encode(secrets.token_bytes(32)).decode(),
-        storage_key=base64.b64encode(secrets.token_bytes(64)).decode(),
-        identity_header=secrets.token_urlsafe(24),
-        control=secrets.token_urlsafe(24),
-    )
-    write_secret(file, json.dumps(asdict(made)).encode())
+    """The secrets in the file; only their owner can read them.
+
+    Those that are missing are made: all of them on first use, new ones in a home of an older version.
+    """
+    known = read_json(file) if file.exists() else {}
+    fresh = {
+        "token_key": base64.b64encode(secrets.token_bytes(32)).decode(),
+        "storage_key": base64.b64encode(secrets.token_bytes(64)).decode(),
+        "identity_header": secrets.token_urlsafe(24),
+        "control": secrets.token_urlsafe(24),
+        "api_key": secrets.token_urlsafe(32),
+    }
+    made = Secrets(**(fresh | known))
+    if asdict(made) != known:
+        write_secret(file, json.dumps(asdict(made)).encode())
     return made
 
 

@@ -61,11 +61,13 @@ class Engine:
             self._bases[model] = BaseInfo(**self._ask(*arguments))
         return self._bases[model]
 
-    def start(self, run: RunDir) -> subprocess.Popen[bytes]:
+    def start(self, run: RunDir, *, keep_epochs: bool = False) -> subprocess.Popen[bytes]:
         """Start the run, or go on with it. The child outlives us, and holds the run's lock."""
         pace: tuple[str, ...] = ("--seconds", str(self.seconds)) if self.simulates else ()
         if self.simulates and self.clock is not None:
             pace += ("--clock", str(self.clock))
+        if keep_epochs:
+            pace += ("--keep-epochs",)
         with run.log_file.open("ab") as log:
             child = subprocess.Popen(
                 (*self.runner, self.name, "--quiet", *pace, str(run.path)),

@@ -20,6 +20,7 @@ class ServiceError(Exception):
         message: str,
         *,
         inner: str = "",
+        param: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
@@ -27,6 +28,7 @@ class ServiceError(Exception):
         self.code = code
         self.message = message
         self.inner = inner
+        self.param = param
         self.headers = headers or {}
 
 
@@ -102,13 +104,9 @@ def blob_body(error: ServiceError) -> str:
 
 
 def openai_body(error: ServiceError) -> dict[str, Any]:
-    """What a chat endpoint answers with."""
+    """What OpenAI's doors and a chat endpoint answer with."""
     kind = "invalid_request_error" if error.status < 500 else "server_error"
-    return {
-        "error": {
-            "message": error.message,
-            "type": kind,
-            "param": None,
-            "code": error.inner or error.code,
-        }
-    }
+    code = error.inner or error.code
+    if error.status == 429:
+        kind, code = "requests", "rate_limit_exceeded" if code == "TooManyRequests" else code
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": code}}

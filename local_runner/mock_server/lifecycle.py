@@ -8,22 +8,40 @@ from typing import Any
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import Twin
 
-LIVE = ("Queued", "Running", "CancelRequested", "Finalizing")
+WAITING = ("Queued", "ResumeRequested")
+"""States in which a job waits for its turn."""
+STOPPABLE = ("Preparing", *WAITING, "Running", "PauseRequested", "Paused")
+"""States in which a job can be cancelled."""
+LIVE = (*STOPPABLE, "CancelRequested", "Finalizing")
 """States in which a job is not over."""
 
 _NEXT = {
-    "Queued": ("Running", "CancelRequested"),
-    "Running": ("Finalizing", "CancelRequested", "Failed"),
+    # What came in through OpenAI's doors: its files are looked at first, and it can be paused.
+    "Preparing": ("Queued", "CancelRequested", "Failed"),
+    "Queued": ("Running", "PauseRequested", "CancelRequested"),
+    "Running": ("Finalizing", "PauseRequested", "CancelRequested", "Failed"),
+    # As with a cancellation, the engine may have ended before it heard of it.
+    "PauseRequested": ("Paused", "Finalizing", "CancelRequested", "Failed"),
+    "Paused": ("ResumeRequested", "CancelRequested"),
+    "ResumeRequested": ("Running", "PauseRequested", "CancelRequested"),
     # The engine may have ended before it heard of the cancellation.
     "CancelRequested": ("Canceled", "Completed", "Failed"),
     "Finalizing": ("Completed",),
 }
 
 
-def first(twin: Twin) -> dict[str, Any]:
+_IN_AZURE_ML = {"PauseRequested": "Running", "ResumeRequested": "Queued"}
+
+
+def in_azure_ml(job: Body) -> str:
+    """The job's state in Azure ML's words, which has none for what is only asked for."""
+    return _IN_AZURE_ML.get(job["state"], str(job["state"]))
+
+
+def first(twin: Twin, state: str = "Queued") -> dict[str, Any]:
     """The fields of a job that has just been accepted."""
     at = twin.clock.iso()
-    return {"created": at, "ended": None, "state": "Queued", "history": [["Queued", at]]}
+    return {"created": at, "ended": None, "state": state, "history": [[state, at]]}
 
 
 def move(

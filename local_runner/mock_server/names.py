@@ -12,6 +12,10 @@ from local_runner.mock_server.wire import Call
 ARM = "management.azure.com"
 LOGIN = "login.microsoftonline.com"
 BLOB = f"{ACCOUNT}.blob.core.windows.net"
+FOUNDRY = "mock-foundry"
+"""The Cognitive Services account, whose models are asked and tuned in OpenAI's words."""
+_FOUNDRY_HOSTS = ("openai.azure.com", "services.ai.azure.com", "cognitiveservices.azure.com")
+_PROJECT = re.compile(r"/api/projects/[^/]+(?=/openai/)", re.IGNORECASE)
 _ENDPOINT = re.compile(r"([a-z0-9-]+)\.([a-z0-9]+)\.(models\.ai|inference\.ml)\.azure\.com")
 
 
@@ -30,6 +34,7 @@ class Names:
             for place in (region, "eastus")
             for host in ("api.azureml.ms", "experiments.azureml.net")
         }
+        self._fixed |= {f"{FOUNDRY}.{host}" for host in _FOUNDRY_HOSTS}
 
     def owns(self, host: str) -> bool:
         """Whether the proxy may send this host's traffic to the twin."""
@@ -43,11 +48,13 @@ class Names:
         return [*sorted(self._fixed), BLOB, *wild]
 
     def local(self, call: Call) -> Call:
-        """The call with a public host's meaning in its path: an account's and an endpoint's.
+        """The call with a public host's meaning in its path: an account's, an endpoint's, a project's.
 
         Raises:
             ServiceError: the host is the public cloud's, but not the twin's.
         """
+        if project := _PROJECT.match(call.path):  # a project's doors are its account's
+            call = replace(call, path=call.path[project.end() :], asked=call.path)
         host = call.headers.get("host", "").lower().partition(":")[0]
         if host.endswith((".azure.com", ".azureml.ms", ".windows.net", ".microsoftonline.com")):
             if not self.owns(host):

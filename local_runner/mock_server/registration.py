@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from local_runner.mock_server.errors import user_error
+from local_runner.mock_server.openai import outcomes
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import ARTIFACT_STORE, BLOB_STORE, Site, Twin
 from maas_client.spec.rundir import RunDir
@@ -38,6 +39,8 @@ def publish(twin: Twin, job: Body, run: RunDir) -> None:
         prefix = output_place(job["name"], "registered_model")
         _put_model(twin, job, run, prefix)
         _register(twin, job, run, prefix)
+    if "openai" in job:
+        outcomes.publish(twin, job, run)
 
 
 def output_place(job: str, output: str) -> str:

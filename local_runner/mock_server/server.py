@@ -33,7 +33,7 @@ from local_runner.mock_server.control.journal import Journal
 from local_runner.mock_server.dice import Dice
 from local_runner.mock_server.doors.table import make_app
 from local_runner.mock_server.engine import Engine
-from local_runner.mock_server.names import Names
+from local_runner.mock_server.names import FOUNDRY, Names
 from local_runner.mock_server.protocol import Protocol
 from local_runner.mock_server.storage.blobs import BlobStore
 from local_runner.mock_server.store import Store
@@ -139,6 +139,9 @@ def _announce(
         "resource_group": site.group,
         "workspace": site.workspace,
         "region": site.region,
+        "openai_url": f"{site.url}/v1",
+        "openai_account": FOUNDRY,
+        "api_key": twin.secrets.api_key,
         "engine": twin.engine.name,
         "as_of": site.as_of.isoformat(),
         "base": "" if twin.engine.simulates else twin.engine.base,

@@ -10,6 +10,7 @@ from io import BufferedReader
 from typing import Any, Literal
 
 from local_runner.mock_server.errors import ServiceError, user_error
+from local_runner.mock_server.forms import Form
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class Call:
     """What was asked for, as it was sent: still quoted, with the query."""
     client: str = ""
     """The address it came from."""
+    form: Form | None = None
+    """What a multipart body holds, on a route that takes one."""
 
     def json(self) -> dict[str, Any]:
         """The body as a JSON object.
@@ -94,7 +97,7 @@ class Route:
     pattern: str
     handler: Handler
     guard: str = "bearer"
-    """Who may come in: `bearer`, `control`, or `open` where the door itself looks at the caller."""
+    """Who may come in: `bearer`, `api-key`, `control`, or `open` where the door itself looks."""
     slow: bool = False
     """Whether it may have to wait for the model."""
     quick: bool = False
@@ -104,6 +107,8 @@ class Route:
     """Who sends it: the SDK's verb, as `jobs.get`."""
     body: Mapping[str, Any] | None = None
     """JSON schema of the request's body; None where it has none."""
+    upload: int = 0
+    """Bytes of the file in its multipart body; 0 where the body is JSON."""
 
     def regex(self) -> re.Pattern[str]:
         pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.pattern)

@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from local_runner.mock_server import registration
 from local_runner.mock_server.engine import Engine, EngineError, tail
 from local_runner.mock_server.judge import hosted
-from local_runner.mock_server.lifecycle import LIVE, move
+from local_runner.mock_server.lifecycle import LIVE, WAITING, move
+from local_runner.mock_server.openai import outcomes
+from local_runner.mock_server.runs import log_name, run_of
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import ARTIFACT_STORE, Twin
 from maas_client.errors import MaasError
@@ -46,6 +48,8 @@ class Worker:
     _children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _sizes: dict[str, int] = field(default_factory=dict)
     """Bytes of each run's events when its log was copied last; only spares work."""
+    _interrupted: set[str] = field(default_factory=set)
+    """Jobs whose engine was asked to end, so that they pause."""
     _wake: threading.Event = field(default_factory=threading.Event)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -86,15 +90,18 @@ class Worker:
 
     def turn(self) -> bool:
         """Look at every live job once, the oldest first; returns whether there is any."""
-        live = [doc.body for doc in reversed(self.twin.store.list("job", states=LIVE))]
-        running = sum(job["state"] != "Queued" for job in live)
+        states = tuple(state for state in LIVE if state != "Paused")
+        live = [doc.body for doc in reversed(self.twin.store.list("job", states=states))]
+        running = sum(job["state"] not in WAITING for job in live)
         for job in live:
             try:
-                if job["state"] != "Queued":
+                if job["state"] == "Preparing":
+                    outcomes.validate(self.twin, job)
+                elif job["state"] not in WAITING:
                     self._tend(job)
                 elif running < self.twin.controls.capacity:
                     running += 1
-                    self._tend(move(self.twin, job, "Running", only=("Queued",)))
+                    self._tend(move(self.twin, job, "Running", only=WAITING))
             except Exception:  # one job's trouble is not the others'
                 _log.exception("job %s stumbled, and is tried again", job["name"])
         return bool(live)
@@ -103,6 +110,11 @@ class Worker:
         run = run_of(self.twin, job)
         if not run.plan_file.exists() and not self._prepare(job, run):
             return
+        self._look(job, run)
+        if "openai" in job:
+            outcomes.note_checkpoints(self.twin, job, run)
+
+    def _look(self, job: Body, run: RunDir) -> None:
         # Life first, status second: an engine writes its last status before it ends.
         alive = self._is_alive(job, run)
         status = run.read_status()
@@ -111,10 +123,11 @@ class Worker:
             if not alive:
                 self._end(job, run, status)
         elif alive:
-            if job["state"] == "CancelRequested":
-                run.cancel_file.touch()
+            self._stop_if_asked(job, run)
         elif job["state"] == "CancelRequested":
             self._close(job, "Canceled")
+        elif job["state"] == "PauseRequested":
+            self._pause(job)
         else:
             self._start(job, run)
 
@@ -148,7 +161,7 @@ class Worker:
             return
         starts = job.get("starts", 0) + 1
         self.twin.store.change("job", job["key"], starts=starts, barren=barren, lines=lines)
-        self._children[job["key"]] = self.twin.engine.start(run)
+        self._children[job["key"]] = self.twin.engine.start(run, keep_epochs="openai" in job)
 
     def _is_alive(self, job: Body, run: RunDir) -> bool:
         child = self._children.get(job["key"])
@@ -176,38 +189,45 @@ class Worker:
     def _end(self, job: Body, run: RunDir, status: RunStatus) -> None:
         match status.status:
             case JobStatus.SUCCEEDED:
-                job = move(self.twin, job, "Finalizing", only=("Running",), at=status.ended_at)
+                job = move(
+                    self.twin,
+                    job,
+                    "Finalizing",
+                    only=("Running", "PauseRequested"),
+                    at=status.ended_at,
+                )
                 registration.publish(self.twin, job, run)
                 self._close(job, "Completed", at=status.ended_at)
             case JobStatus.CANCELLED if job["state"] == "CancelRequested":
                 self._close(job, "Canceled", at=status.ended_at)
+            case JobStatus.CANCELLED if job["state"] == "PauseRequested":
+                self._pause(job, at=status.ended_at)
             case JobStatus.CANCELLED:
                 self._start(job, run)  # somebody stopped the engine, but nobody the job
             case _:
                 error = status.error or tail(run.log_file)
                 self._close(job, "Failed", error=error, at=status.ended_at)
 
+    def _stop_if_asked(self, job: Body, run: RunDir) -> None:
+        """Tell the engine of a cancellation, or of a pause: of that once, not to break a step off."""
+        if job["state"] == "CancelRequested":
+            run.cancel_file.touch()
+        elif job["state"] == "PauseRequested" and job["key"] not in self._interrupted:
+            self._interrupted.add(job["key"])
+            run.interrupt()
+
+    def _pause(self, job: Body, *, at: float | None = None) -> None:
+        self._interrupted.discard(job["key"])
+        # A job that is paused often has not tried in vain as often.
+        move(self.twin, job, "Paused", only=("PauseRequested",), at=at, barren=0)
+
     def _close(
         self, job: Body, state: str, *, error: str | None = None, at: float | None = None
     ) -> None:
         move(self.twin, job, state, at=at, error=error)
         self._sizes.pop(job["key"], None)
+        self._interrupted.discard(job["key"])
         _log.info("job %s %s", job["name"], state)
-
-
-def run_of(twin: Twin, job: Body) -> RunDir:
-    """The job's run directory."""
-    return RunDir(twin.site.home / "runs" / str(job["run"]))
-
-
-def log_name(job: str) -> str:
-    """The blob that holds what the job has said."""
-    return f"{artifacts(job)}user_logs/std_log.txt"
-
-
-def artifacts(job: str) -> str:
-    """The prefix of the job's artifacts in the artifact store."""
-    return f"ExperimentRun/dcid.{job}/"
 
 
 def _plan(twin: Twin, engine: Engine, job: Body) -> Plan:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from maas_client.cli import files, hosting, jobs, parcels, render
-from maas_client.cli.options import Base, JobFile, Json, Name, Simulate, TargetName
+from maas_client.cli.options import Base, JobFile, Json, Name, New, Simulate, TargetName
 
 app = typer.Typer(
     help="Fine-tune Phi models: one job file for Azure ML, its offline twin, and this machine.",
@@ -21,6 +21,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(files.app, name="files")
 app.add_typer(hosting.endpoints, name="endpoints")
 app.add_typer(hosting.targets, name="targets")
+app.command()(jobs.follow)
 app.command()(hosting.deploy)
 app.command()(hosting.undeploy)
 app.command()(hosting.chat)
@@ -86,17 +87,22 @@ def run(
     base: Base = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where the files go.")] = None,
     name: Name = None,
+    new: New = False,
     simulate: Simulate = False,
     as_json: Json = False,
 ) -> None:
-    """Submit a job, follow it, and download what it left."""
+    """Submit a job, follow it, and download what it left.
+
+    The same job again goes on where it was, or is there already; --new makes another.
+    """
     from maas_client import flow
 
     place = flow.open_target(target, engine="simulate" if simulate else "train")
     ready = flow.plan_job(job_file, place, base=base, name=name)
     render.plan_brief(ready, as_json=as_json)
     with parcels.uploads(place, as_json=as_json):
-        handle = flow.submit(ready, place)
+        handle = flow.submit(ready, place, new=new)
+    jobs.say_if_found(handle, as_json=as_json)
     with_base = f" --base {base}" if base else ""
     again = f"maas run {job_file} --target {target}{with_base} --name {handle.id}"
     jobs.follow_to_the_end(handle, as_json=as_json, again=again)
@@ -110,20 +116,26 @@ def submit(
     target: TargetName = "local",
     base: Base = None,
     name: Name = None,
+    new: New = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Start a job. With --wait, the exit code is the job's."""
+    """Start a job, once. With --wait, the exit code is the job's.
+
+    The same content on the same target is the same job: submitting it again, after a crash or after
+    its end, finds the job, however it ended. --new makes another.
+    """
     from maas_client import flow
 
     place = flow.open_target(target)
     ready = flow.plan_job(job_file, place, base=base, name=name)
     render.plan_brief(ready, as_json=as_json)
     with parcels.uploads(place, as_json=as_json):
-        handle = flow.submit(ready, place)
+        handle = flow.submit(ready, place, new=new)
+    jobs.say_if_found(handle, as_json=as_json)
     if not wait:
         render.job(handle.get(), as_json=as_json)
-        render.hint(f"maas jobs follow {handle.id} --target {target}", as_json=as_json)
+        render.hint(f"maas follow {handle.id} --target {target}", as_json=as_json)
         place.close()
         return 0
     code = jobs.follow_to_the_end(handle, as_json=as_json)
@@ -187,6 +199,16 @@ def stand_in(
 
     runner.require()
     return _hand_over("stand-in", verb)
+
+
+@app.command()
+def completion(
+    shell: Annotated[str, typer.Argument(help="bash, zsh or fish.")],
+) -> None:
+    """Print a shell's completion script, for its start-up file: `eval "$(maas completion bash)"`."""
+    from typer._completion_shared import get_completion_script
+
+    render.line(get_completion_script(prog_name="maas", complete_var="_MAAS_COMPLETE", shell=shell))
 
 
 def _hand_over(*arguments: str) -> int:

@@ -52,12 +52,21 @@ def logs(job: JobId, target: TargetName = "local", as_json: Json = False) -> Non
 
 
 @app.command()
-def follow(job: JobId, target: TargetName = "local", as_json: Json = False) -> int:
-    """Watch a job to its end. The exit code is the job's."""
+def follow(
+    job: JobId,
+    target: TargetName = "local",
+    after: Annotated[int, typer.Option(help="The last event that is known already.", min=0)] = 0,
+    as_json: Json = False,
+) -> int:
+    """Watch a job to its end; lost connections are taken up again. Ctrl-C leaves the job alone.
+
+    Exit code 0 if it succeeded, 1 if it failed or was cancelled, 130 after Ctrl-C. --json prints one
+    event a line and nothing else.
+    """
     from maas_client.handle import JobHandle
 
     place = open_place(target)
-    code = follow_to_the_end(JobHandle(place, job), as_json=as_json)
+    code = follow_to_the_end(JobHandle(place, job), as_json=as_json, after=after, only_events=True)
     place.close()
     return code
 
@@ -112,26 +121,42 @@ def download(
     place.close()
 
 
-def follow_to_the_end(handle: JobHandle, *, as_json: bool, again: str = "") -> int:
+def follow_to_the_end(
+    handle: JobHandle, *, as_json: bool, again: str = "", after: int = 0, only_events: bool = False
+) -> int:
     """Show a job's events until it has ended; on Ctrl-C, say how to pick it up again."""
+    from maas_client.cli.progress import Live
     from maas_client.jobs import JobStatus
     from maas_client.targets.local import LocalTarget
 
     try:
-        with render.Live(as_json=as_json) as live:
-            for event in handle.follow():
+        with Live(handle.get(), as_json=as_json) as live:
+            for event in handle.follow(after=after, on_line=live.on_line):
                 live.event(event)
+                after = event.seq
     except KeyboardInterrupt:
         if again and isinstance(handle.target, LocalTarget):
             handle.target.interrupt(handle.id)
-            render.hint(f"interrupted; resume with: {again}", as_json=as_json)
+            render.hint(f"interrupted; resume with: {again}", as_json=False)
         else:
-            word = f"maas jobs follow {handle.id} --target {handle.target.name}"
-            render.hint(f"the job goes on; watch it with: {word}", as_json=as_json)
+            word = f"maas follow {handle.id} --target {handle.target.name}"
+            word += f" --json --after {after}" if as_json else ""
+            render.hint(f"the job goes on; watch it with: {word}", as_json=False)
         raise
     job = handle.get()
-    render.job_end(job, as_json=as_json)
+    if not (as_json and only_events):
+        render.job_end(job, as_json=as_json)
     return 0 if job.status is JobStatus.SUCCEEDED else 1
+
+
+def say_if_found(handle: JobHandle, *, as_json: bool) -> None:
+    """Somebody who submits a job again wants to know that it is the same one."""
+    if handle.found:
+        render.hint(
+            f"job {handle.id} was submitted before: it is the same one, and no second was made; "
+            "--new makes another",
+            as_json=as_json,
+        )
 
 
 def open_place(target: str) -> Target:

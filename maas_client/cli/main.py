@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import typer
 
 from maas_client.cli import render
@@ -20,6 +22,8 @@ _REFUSED = (SpecError, PlanError, SettingsError)
 def run_cli(arguments: list[str]) -> int:
     """Run one command line; returns the exit code."""
     as_json = "--json" in arguments
+    # A retry is said by the view, in its words, and not a second time by the library.
+    logging.getLogger("stamina").addHandler(logging.NullHandler())
     try:
         code = app(arguments, prog_name="maas", standalone_mode=False)
     except MaasError as error:

@@ -8,8 +8,27 @@ from typing import Annotated
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def _target_names() -> list[str]:
+    """For the shell, which completes them."""
+    from maas_client.errors import SettingsError
+    from maas_client.settings import load_targets
+
+    try:
+        return list(load_targets())
+    except SettingsError:
+        return []  # not the moment to complain
+
+
 TargetName = Annotated[
-    str, typer.Option("--target", "-t", help="Where: local, mock, azure, or a name of maas.toml.")
+    str,
+    typer.Option(
+        "--target",
+        "-t",
+        help="Where: local, mock, azure, or a name of maas.toml.",
+        autocompletion=_target_names,
+    ),
 ]
 Base = Annotated[
     str | None,
@@ -20,6 +39,9 @@ Base = Annotated[
     ),
 ]
 Name = Annotated[str | None, typer.Option("--name", help="The job's name, instead of the file's.")]
+New = Annotated[
+    bool, typer.Option("--new", help="Make another job, though the same was submitted before.")
+]
 JobFile = Annotated[Path, typer.Argument(help="Azure ML's fine-tuning YAML.")]
 Simulate = Annotated[
     bool,

@@ -172,38 +172,6 @@ def event(entry: Event, *, as_json: bool) -> None:
     line(f"{clock}  {entry.message}")
 
 
-class Live:
-    """A running job: a progress bar on a terminal, plain lines elsewhere, JSON lines for programs."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self._json = as_json
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> Live:
-        if not self._json and sys.stdout.isatty():
-            from maas_client.cli.progress import make_bar
-
-            self._bar = make_bar()
-            self._bar.start()
-            self._task = self._bar.add_task("starting", total=None, numbers="")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def event(self, entry: Event) -> None:
-        if self._bar is None:
-            event(entry, as_json=self._json)
-        elif entry.kind == "metric":
-            from maas_client.cli.progress import show
-
-            show(self._bar, self._task, entry.data)
-        else:
-            self._bar.console.print(_escape(entry.message), highlight=False)
-
-
 def run_dir(run: RunDir, *, as_json: bool) -> None:
     if as_json:
         _json({"run_dir": str(run.path), "adapter": str(run.adapter)})
@@ -377,6 +345,11 @@ def _status(entry: Job) -> str:
 
 def _when(seconds: float | None) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else ""
+
+
+def trouble(text: str) -> None:
+    """Something that passes, beside what is printed."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _json(data: Any) -> None:

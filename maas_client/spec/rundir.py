@@ -9,6 +9,7 @@
       run.log           what the runner printed
       lock              held by the process that trains
       checkpoints/step-000010/
+      checkpoints/epoch-001/   an adapter that can be loaded, where each epoch's is kept
       adapter/          PEFT layout, safetensors
       merged/           the model with the adapter merged in, where asked for
       manifest.json     digest of every input and output
@@ -24,15 +25,21 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from maas_client.errors import RunDirError
 from maas_client.jobs import Event, EventKind, JobStatus
+
+EPOCH_FILE = "epoch.json"
+"""Beside an epoch's adapter: which epoch, after which step, and when."""
+KEPT_EPOCHS = 3
+"""How many of them stay, as OpenAI's service has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +120,14 @@ class RunDir:
         found = self.checkpoints.glob("step-[0-9]*") if self.checkpoints.is_dir() else ()
         return sorted(int(p.name.removeprefix("step-")) for p in found if p.suffix != ".new")
 
+    def epoch(self, number: int) -> Path:
+        return self.checkpoints / f"epoch-{number:03d}"
+
+    def epochs(self) -> list[int]:
+        """Epochs whose adapter is there whole, oldest first."""
+        found = self.checkpoints.glob("epoch-[0-9]*") if self.checkpoints.is_dir() else ()
+        return sorted(int(p.name.removeprefix("epoch-")) for p in found if p.suffix != ".new")
+
     def read_status(self) -> RunStatus | None:
         """None before the run has one."""
         if not self.status_file.exists():
@@ -163,6 +178,13 @@ class RunDir:
         except OSError:
             return False
         return b"local_runner" in words and str(self.path).encode() in words
+
+    def interrupt(self) -> None:
+        """Ask the process that trains to keep what it has and end; it can be started again."""
+        pid = self.process()
+        if pid and self.process_is_alive():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

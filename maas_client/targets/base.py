@@ -31,6 +31,8 @@ class Target(Protocol):
     """Where a job runs. Errors are `TargetError`s, or `RunnerError`s for the local runner."""
 
     name: str
+    identity: str
+    """What stays the same where the target is called something else: two are the same place."""
 
     def limits(self, job: FineTuningJob) -> Limits:
         """What this target accepts for the job's model. Asks no network where it can."""
@@ -62,6 +64,14 @@ class Target(Protocol):
 
     def close(self) -> None:
         """Let go of connections and child processes."""
+
+
+@runtime_checkable
+class KeyedTarget(Protocol):
+    """A target that makes up the ids of its jobs itself: a submission is known by its key only."""
+
+    def find(self, key: str) -> Job | None:
+        """The job that was submitted with the plan of this key, if there is one."""
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ from maas_client.errors import (
     TargetError,
 )
 from maas_client.jobs import Event, Job, JobStatus
-from maas_client.plan import Plan
+from maas_client.plan import Plan, plan_from_json
 from maas_client.settings import LocalSettings
 from maas_client.spec.job import FineTuningJob
 from maas_client.spec.limits import Limits, local_limits
@@ -48,6 +48,7 @@ class LocalTarget:
         self.name = settings.name
         self.runs = Path(settings.runs).resolve()
         self.engine = engine
+        self.identity = f"local {self.runs} {engine}"
         self.base = settings.base
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -66,7 +67,7 @@ class LocalTarget:
             runner.require()
         run = RunDir(self.runs / plan.job.name)
         if run.plan_file.exists():
-            if read_json(run.plan_file) != plan.to_json():
+            if plan_from_json(read_json(run.plan_file)).meaning != plan.meaning:
                 raise ConflictError(
                     f"{run.path} holds a run with another plan",
                     hint="Give the job another name, or remove the directory.",

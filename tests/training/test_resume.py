@@ -220,3 +220,16 @@ def test_a_second_signal_ends_it_at_once(make_run: MakeRun, start: Runner) -> No
     child.send_signal(signal.SIGCONT)
     child.communicate(timeout=60)
     assert child.returncode in {130, -signal.SIGINT}  # one pending signal, or two
+
+
+def test_adapters_of_epochs_can_be_kept_and_change_nothing_else(make_run: MakeRun) -> None:
+    plain, kept = make_run("plain", num_train_epochs=5), make_run("kept", num_train_epochs=5)
+    train(plain)
+    train(kept, keep_epochs=True)
+    assert (plain.epochs(), kept.epochs()) == ([], [3, 4, 5])
+    weights = "adapter_model.safetensors"
+    assert (plain.adapter / weights).read_bytes() == (kept.adapter / weights).read_bytes()
+    assert (kept.epoch(5) / weights).read_bytes() == (kept.adapter / weights).read_bytes()
+    assert read_json(kept.epoch(3) / "epoch.json")["step"] == 30
+    assert "token_accuracy" not in plain.metrics()[0]
+    assert 0 <= kept.metrics()[0]["token_accuracy"] <= 1

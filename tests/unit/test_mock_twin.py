@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -23,8 +24,10 @@ from local_runner.mock_server.chat import ChildSpeaker
 from local_runner.mock_server.control.controls import Controls, Settings
 from local_runner.mock_server.control.journal import Journal
 from local_runner.mock_server.dice import Dice
+from local_runner.mock_server.doors import job_door, model_source, served
 from local_runner.mock_server.doors.table import make_app, make_router
 from local_runner.mock_server.engine import Engine
+from local_runner.mock_server.errors import ServiceError
 from local_runner.mock_server.lifecycle import move
 from local_runner.mock_server.storage.blobs import BlobStore
 from local_runner.mock_server.store import Body, Store
@@ -439,3 +442,93 @@ def test_a_fault_that_happened_while_another_was_added_does_not_happen_again(
     assert len({fault.id for fault in controls.settings.faults}) == 2
     controls.change({"faults": [{"kind": "lost-reply", "times": 1, "id": first.id}]})
     assert controls.fault("GET", "/x") is not None  # written anew, it begins anew
+
+
+def test_of_two_jobs_with_one_name_at_once_the_other_is_refused(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, again = job_door.judge, ["another"]
+
+    def overtaken(*words: Any) -> Any:
+        accepted = judge(*words)
+        if again:  # while one is looked at, another one comes
+            service.submit("one", output=again.pop(0))
+        return accepted
+
+    monkeypatch.setattr(job_door, "judge", overtaken)
+    with pytest.raises(ServiceError, match="another definition") as caught:
+        service.submit("one", output="third")
+    assert caught.value.status == 409
+    assert service.job("one")["output"] == "another"
+    assert len(list((service.twin.site.home / "runs").iterdir())) == 1
+
+
+def beside(done: list[threading.Thread], act: Callable[[], object]) -> None:
+    """Once, in another thread: it comes at a bad moment, and may have to wait."""
+    if not done:
+        done.append(threading.Thread(target=act))
+        done[0].start()
+        done[0].join(0.3)
+
+
+def test_a_model_that_is_being_deployed_is_not_deleted(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.submit("one")
+    service.work_until_all_ended()
+    find, others = served.find_served, list[threading.Thread]()
+
+    def delete() -> None:
+        with contextlib.suppress(ServiceError):
+            service.call("DELETE", "{W}/models/tuned/versions/1")
+
+    def overtaken(*words: Any) -> Any:
+        found = find(*words)
+        beside(others, delete)
+        return found
+
+    monkeypatch.setattr(served, "find_served", overtaken)
+    settings = {"modelId": "azureml://locations/x/workspaces/x/models/tuned/versions/1"}
+    body = {"properties": {"modelSettings": settings}}
+    service.call("PUT", "{W}/serverlessEndpoints/mine", body)
+    others[0].join()
+    assert service.twin.store.get("model", "tuned/1") is not None
+
+
+def test_both_keys_made_anew_at_once_are_both_new(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = deploy(service, "mine")["api-key"]
+    key, others = service.twin.dice.key, list[threading.Thread]()
+    again = "{W}/serverlessEndpoints/mine/regenerateKeys"
+
+    def slow() -> str:
+        beside(others, lambda: service.call("POST", again, {"keyType": "Primary"}))
+        return key()
+
+    monkeypatch.setattr(service.twin.dice, "key", slow)
+    service.call("POST", again, {"keyType": "Secondary"})
+    others[0].join()
+    keys: Any = service.call("POST", "{W}/serverlessEndpoints/mine/listKeys").body
+    assert old not in keys.values()
+
+
+def test_of_two_models_with_one_name_at_once_the_other_is_refused(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, paths = model_source.make, ["b.bin"]
+
+    def put(path: str) -> Reply:
+        service.twin.blobs.put(service.twin.site.blob_container, path, b"weights")
+        uri = f"azureml://datastores/workspaceblobstore/paths/{path}"
+        return service.call("PUT", "{W}/models/m/versions/1", {"properties": {"modelUri": uri}})
+
+    def overtaken(*words: Any) -> Any:
+        made = make(*words)
+        if paths:
+            assert put(paths.pop()).status == 201
+        return made
+
+    monkeypatch.setattr(model_source, "make", overtaken)
+    with pytest.raises(ServiceError, match="cannot be updated"):
+        put("a.bin")

@@ -228,6 +228,12 @@ def _recipe_a(state: dict[str, Any]) -> dict[str, str]:
         "ARM_CLOUD_METADATA_URL": f"{state['url']}/metadata/endpoints?api-version=2022-09-01",
         "REGISTRY_DISCOVERY_ENDPOINT_URL": f"{state['url']}/",
         "AZUREML_CURRENT_CLOUD": "AzureMockCloud",
+        # httpx, which the SDK of OpenAI stands on, asks for it by this name.
+        "SSL_CERT_FILE": state["ca"],
+        "OPENAI_BASE_URL": state["openai_url"],
+        "OPENAI_API_KEY": state["api_key"],
+        "AZURE_OPENAI_ENDPOINT": state["url"],
+        "AZURE_OPENAI_API_KEY": state["api_key"],
     }
 
 

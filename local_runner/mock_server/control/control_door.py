@@ -16,10 +16,11 @@ from local_runner.clock import LAST, MAX_SCALE
 from local_runner.mock_server.control import snapshots
 from local_runner.mock_server.control.journal import Journal
 from local_runner.mock_server.errors import ServiceError, conflict, not_found, user_error
-from local_runner.mock_server.lifecycle import LIVE, move
+from local_runner.mock_server.lifecycle import LIVE, STOPPABLE, move
+from local_runner.mock_server.runs import run_of
 from local_runner.mock_server.twin import Twin
 from local_runner.mock_server.wire import Call, Reply, Route, whole_number
-from local_runner.mock_server.worker import Worker, run_of
+from local_runner.mock_server.worker import Worker
 from maas_client.spec.job import NAME
 from maas_client.spec.rundir import RunDir
 
@@ -157,7 +158,7 @@ class _Door:
         """Forget everything but the snapshots and the journal; jobs that run are cancelled first."""
         live = [doc.body for doc in self._twin.store.list("job", states=LIVE)]
         for job in live:
-            move(self._twin, job, "CancelRequested", only=("Queued", "Running"))
+            move(self._twin, job, "CancelRequested", only=STOPPABLE)
         self._worker.wake()
         self._worker.wait_until_idle(_GONE_SECONDS)
         with self._still():

@@ -26,7 +26,12 @@ _SOURCES = {
     "documented": "written in the vendor's documentation",
     "ours": "nothing public shows it, or only the mock has it",
 }
-_GUARDS = {"bearer": "a token", "control": "the control secret", "open": "the door's own"}
+_GUARDS = {
+    "bearer": "a token",
+    "api-key": "a key or token",
+    "control": "the control secret",
+    "open": "the door's own",
+}
 _HEAD = """# What the mock covers
 
 Made of the routes by `maas mock describe`; a test compares it with them. `{W}` is
@@ -75,6 +80,7 @@ def openapi(routes: Sequence[Route], site: Site) -> dict[str, Any]:
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "control": {"type": "http", "scheme": "bearer"},
+                "api-key": {"type": "http", "scheme": "bearer"},
             }
         },
     }
@@ -105,9 +111,9 @@ def _operation(route: Route, site: Site) -> dict[str, Any]:
     if route.guard != "open":
         made["security"] = [{route.guard: []}]
     if route.body is not None:
-        kind = (
-            "application/x-www-form-urlencoded" if "oauth2" in route.pattern else "application/json"
-        )
+        kind = "multipart/form-data" if route.upload else "application/json"
+        if "oauth2" in route.pattern:
+            kind = "application/x-www-form-urlencoded"
         made["requestBody"] = {"required": True, "content": {kind: {"schema": route.body}}}
     return made
 

@@ -43,6 +43,27 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
         "Instances, autoscaling, mirrored traffic and private networking of managed online endpoints are "
         "kept and shown, and have no effect.",
     ),
+    "OpenAI's doors": (
+        "One account, `mock-foundry`, with one key. `/v1` is OpenAI's way in, `/openai/v1` and "
+        "`/openai/…?api-version=` are Azure's; all of them have the same files, jobs and models.",
+        "A job made here is a FineTuning job of the workspace, too: Azure ML's `jobs.list` shows it, with "
+        "its metadata as tags, and `Paused` where it is; its model is registered as `{job}-model`. No "
+        "record shows whether the service does so for Phi. A job of Azure ML's doors is not listed here, "
+        "for its rows have no file ids; the model that it registered is, as `name:version`.",
+        "Files are judged while they are uploaded: `processed` or `error` at once. A file with a bad row is "
+        "refused when a job names it; too few examples fail the job, as on OpenAI's service.",
+        "`auto` is 3 epochs, a batch of 0.2 % of the examples, and a multiplier of 1; the service's own "
+        "choice is not public. Only the method `supervised` is served, and no integration; a tuned model "
+        "cannot be tuned again.",
+        "A cancellation that the engine has not heard of yet shows the status of before. Pausing is "
+        "for every job here; the run stops after its step and goes on from there, with the same bytes.",
+        "Tokens are counted by the engine's own tokenizer, in a simulation by 4 bytes each. A simulation "
+        "writes at most 20 lines of metrics.",
+        "`tools`, `logprobs`, penalties and JSON formats are refused, as the engine has none of them. "
+        "Content filters are not modelled: there are no `prompt_filter_results`.",
+        "Several answers come one after another.",
+        "Files lie in the workspace's storage under `openai/`.",
+    ),
     "Storage": (
         "Leases, snapshots, versions, tags and batches answer 501; page and append blobs are refused.",
         "User-delegation SAS, stored access policies, directory SAS and SharedKeyLite are refused.",

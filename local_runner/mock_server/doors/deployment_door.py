@@ -98,9 +98,10 @@ class _Door:
             )
         if given.get("endpointComputeType", "Managed") != "Managed":
             raise user_error("endpointComputeType must be Managed.", inner="InvalidComputeType")
-        made = _wanted(self._twin, given, body)
         key = f"{endpoint['name']}/{name}".lower()
         with self._twin.store.transaction():
+            find_endpoint(self._twin, call.params)  # nobody deletes it, or its model, any more
+            made = _wanted(self._twin, given, body)
             before = self._twin.store.get("deployment", key)
             same = before is not None and before["model_key"] == made["model_key"]
             deployment = made | {

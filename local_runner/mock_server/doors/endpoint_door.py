@@ -89,9 +89,9 @@ class _Door:
             )
         settings = given.get("modelSettings")
         model_id = str(settings.get("modelId", "")) if isinstance(settings, dict) else ""
-        model = self._model(model_id)
         key = name.lower()
         with self._twin.store.transaction():
+            model = self._model(model_id)  # nobody deletes it any more
             before = self._twin.store.get("endpoint", key)
             if before and before["model_key"] != model["key"]:
                 raise conflict(f"Endpoint {name} already serves another model.")
@@ -191,18 +191,20 @@ class _Door:
         return Reply(body={"primaryKey": endpoint["keys"][0], "secondaryKey": endpoint["keys"][1]})
 
     def regenerate(self, call: Call) -> Reply:
-        endpoint, given = self._found(call), call.json()
+        self._found(call)
+        given = call.json()
         which = {"primary": 0, "secondary": 1}.get(str(given.get("keyType", "")).lower())
         if which is None:
             raise user_error("keyType must be Primary or Secondary.", inner="InvalidKeyType")
-        keys = list(endpoint["keys"])
         wanted = given.get("keyValue")
         if wanted is not None and (not isinstance(wanted, str) or len(wanted) < _KEY_LENGTH):
             raise user_error(
                 f"keyValue must be text of at least {_KEY_LENGTH} characters.", inner="InvalidKey"
             )
-        keys[which] = wanted or self._twin.dice.key()
-        self._twin.store.change("endpoint", endpoint["name"].lower(), keys=keys)
+        with self._twin.store.transaction():  # the other key may be made anew at once
+            keys = list(self._found(call)["keys"])
+            keys[which] = wanted or self._twin.dice.key()
+            self._twin.store.change("endpoint", call.params["name"].lower(), keys=keys)
         return Reply(body={"primaryKey": keys[0], "secondaryKey": keys[1]})
 
     def _refuse_second(self, name: str, model: Body) -> None:

@@ -19,7 +19,8 @@ from local_runner.mock_server.errors import (
     user_error,
 )
 from local_runner.mock_server.judge import Accepted, judge
-from local_runner.mock_server.lifecycle import LIVE, first, move
+from local_runner.mock_server.lifecycle import LIVE, STOPPABLE, first, move
+from local_runner.mock_server.runs import artifacts, log_name, run_of
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import (
     ARTIFACT_STORE,
@@ -28,7 +29,7 @@ from local_runner.mock_server.twin import (
     Twin,
 )
 from local_runner.mock_server.wire import Call, Reply, Route, archived_wanted, whole_number
-from local_runner.mock_server.worker import Worker, artifacts, log_name, run_of
+from local_runner.mock_server.worker import Worker
 from maas_client.spec.job import NAME
 
 HISTORY = f"/history/v1.0{WORKSPACE}"
@@ -108,10 +109,7 @@ class _Door:
             )
         before = self._twin.store.get("job", name.lower())
         if before is not None:
-            if essence(before["wire"]) != essence(properties):
-                raise conflict(
-                    f"A job with the name {name} already exists, with another definition."
-                )
+            _refuse_other(before, properties)
             changed = self._changed(before, properties)
             return Reply(200, self._shown(changed, call, fresh=True), self._location(name))
         job = self._accept(name, properties)
@@ -137,7 +135,9 @@ class _Door:
             accepted = asked(self._twin, name, properties, folder / "data")
             with self._twin.store.transaction():
                 job = self._twin.store.get("job", name.lower())
-                if job is None:  # else the same request was sent twice at once
+                if job is not None:  # two were sent at once
+                    _refuse_other(job, properties)
+                else:
                     if not folder.exists():
                         raise ServiceError(503, "ServiceUnavailable", REPLACED)
                     self._refuse_too_many(accepted)
@@ -198,7 +198,7 @@ class _Door:
 
     def cancel(self, call: Call) -> Reply:
         job = self._found(call)
-        job = move(self._twin, job, "CancelRequested", only=("Queued", "Running"))
+        job = move(self._twin, job, "CancelRequested", only=STOPPABLE)
         if job["state"] not in LIVE:
             raise user_error(
                 f"Run {job['name']} is in the state {job['state']} and cannot be canceled.",
@@ -285,6 +285,14 @@ class _Door:
         if job is None:
             raise not_found("Run", call.params["name"])
         return job
+
+
+def _refuse_other(job: Body, properties: dict[str, Any]) -> None:
+    """Whoever sends a job's name again must mean the same job."""
+    if essence(job["wire"]) != essence(properties):
+        raise conflict(
+            f"A job with the name {job['name']} already exists, with another definition."
+        )
 
 
 def _body(twin: Twin, name: str, wire: dict[str, Any], accepted: Accepted, folder: Path) -> Body:

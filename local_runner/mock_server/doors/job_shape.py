@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 from local_runner.mock_server.doors import pipeline_shape, pipelines
-from local_runner.mock_server.lifecycle import LIVE
+from local_runner.mock_server.lifecycle import LIVE, in_azure_ml
+from local_runner.mock_server.runs import artifacts
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import ARTIFACT_STORE, Site, Twin, system_data
-from local_runner.mock_server.worker import artifacts
 
 OLD = "2024-01-01-preview"
 """The api-version whose GET has another shape: some keys more, some fewer."""
@@ -22,7 +22,7 @@ def history(job: Body) -> dict[str, Any]:
         return pipeline_shape.history(job)
     return {
         "runId": job["name"],
-        "status": job["state"],
+        "status": in_azure_ml(job),
         "displayName": job["wire"].get("displayName"),
         "startTimeUtc": job["created"],
         "endTimeUtc": job["ended"],
@@ -71,7 +71,7 @@ def _tuning(twin: Twin, job: Body, *, old: bool, fresh: bool) -> dict[str, Any]:
     return {
         "properties": _properties(job),
         # Recorded: the reply to a PUT says Running, whatever is true a moment later.
-        "status": "Running" if fresh and job["state"] in LIVE else job["state"],
+        "status": "Running" if fresh and job["state"] in LIVE else in_azure_ml(job),
         "jobType": "FineTuning",
         "fineTuningDetails": {
             "taskType": task[:1].upper() + task[1:],

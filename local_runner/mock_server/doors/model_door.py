@@ -126,31 +126,36 @@ class _Door:
         key = f"{name}/{version}".lower()
         if self._twin.store.get("model", key) is None and given.get("modelUri"):
             made = model_source.make(self._twin, name, version, given)
-            self._twin.store.put("model", key, made)
-            return Reply(201, self._model(made))
-        model = self._found(call)
-        if not self._is_at(model, given.get("modelUri")):
-            raise conflict("Asset paths cannot be updated.")
-        for key in ("tags", "description"):
-            if key in given:
-                model["properties"][key] = given[key]
-        model["archived"] = bool(given.get("isArchived", model["archived"]))
-        self._twin.store.put("model", _key(model), model)
+            with self._twin.store.transaction():
+                if self._twin.store.get("model", key) is None:
+                    self._twin.store.put("model", key, made)
+                    return Reply(201, self._model(made))
+            model_source.forget(made)  # two were sent at once
+        with self._twin.store.transaction():
+            model = self._found(call)
+            if not self._is_at(model, given.get("modelUri")):
+                raise conflict("Asset paths cannot be updated.")
+            for field in ("tags", "description"):
+                if field in given:
+                    model["properties"][field] = given[field]
+            model["archived"] = bool(given.get("isArchived", model["archived"]))
+            self._twin.store.put("model", key, model)
         return Reply(200, self._model(model))
 
     def delete(self, call: Call) -> Reply:
-        model = self._found(call)
-        users = [
-            doc.body.get("endpoint", doc.body["name"])
-            for kind in ("endpoint", "deployment")
-            for doc in self._twin.store.list(kind)
-            if doc.body["model_key"] == _key(model)
-        ]
-        if users:
-            raise conflict(
-                f"Model {model['name']}:{model['version']} is in use by endpoint {users[0]}."
-            )
-        self._twin.store.delete("model", _key(model))
+        with self._twin.store.transaction():
+            model = self._found(call)
+            users = [
+                doc.body.get("endpoint", doc.body["name"])
+                for kind in ("endpoint", "deployment")
+                for doc in self._twin.store.list(kind)
+                if doc.body["model_key"] == _key(model)
+            ]
+            if users:
+                raise conflict(
+                    f"Model {model['name']}:{model['version']} is in use by endpoint {users[0]}."
+                )
+            self._twin.store.delete("model", _key(model))
         model_source.forget(model)
         return Reply(200)
 

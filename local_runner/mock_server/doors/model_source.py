@@ -14,10 +14,10 @@ import yaml
 from local_runner.mock_server.doors import pipelines
 from local_runner.mock_server.errors import ServiceError, not_found, user_error
 from local_runner.mock_server.registration import output_place, store_uri
+from local_runner.mock_server.runs import artifacts
 from local_runner.mock_server.storage.blobs import Blob
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import ARTIFACT_STORE, BLOB_STORE, Twin
-from local_runner.mock_server.worker import artifacts
 from maas_client.spec.catalog import find_model
 from maas_client.spec.job import NAME
 

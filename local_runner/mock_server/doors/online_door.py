@@ -144,14 +144,18 @@ class _Door:
         return Reply(body={"primaryKey": endpoint["keys"][0], "secondaryKey": endpoint["keys"][1]})
 
     def regenerate(self, call: Call) -> Reply:
-        endpoint, given = self._with_mode(call, "Key", "regenerateKeys"), call.json()
+        self._with_mode(call, "Key", "regenerateKeys")
+        given = call.json()
         which = {"primary": 0, "secondary": 1}.get(str(given.get("keyType", "")).lower())
         if which is None:
             raise user_error("keyType must be Primary or Secondary.", inner="InvalidKeyType")
-        keys, wanted = list(endpoint["keys"]), given.get("keyValue")
-        # azure-ai-ml sends the key that is there, and means another one.
-        keys[which] = str(wanted) if wanted and wanted not in keys else self._twin.dice.key()
-        self._twin.store.change("online", endpoint["name"].lower(), keys=keys)
+        wanted = given.get("keyValue")
+        with self._twin.store.transaction():  # the other key may be made anew at once
+            endpoint = self._with_mode(call, "Key", "regenerateKeys")
+            keys = list(endpoint["keys"])
+            # azure-ai-ml sends the key that is there, and means another one.
+            keys[which] = str(wanted) if wanted and wanted not in keys else self._twin.dice.key()
+            self._twin.store.change("online", endpoint["name"].lower(), keys=keys)
         headers = begun(self._twin, call, {})
         return Reply(202, headers={"Location": headers["Azure-AsyncOperation"], **headers})
 

@@ -49,7 +49,9 @@ def label(model: Body) -> str:
     return f"{model['name']}:{model['version']}" if model["version"] else str(model["name"])
 
 
-def state(twin: Twin, kind: Literal["endpoint", "deployment"], key: str, body: Body) -> str:
+def state(
+    twin: Twin, kind: Literal["endpoint", "deployment", "openai-deployment"], key: str, body: Body
+) -> str:
     """Once online, always online: the model is loaded again when a question needs it."""
     if body["online"]:
         return "Online"

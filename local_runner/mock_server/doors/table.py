@@ -20,6 +20,14 @@ from local_runner.mock_server.doors import (
     score_door,
     workspace_door,
 )
+from local_runner.mock_server.openai import (
+    accounts_door,
+    completions_door,
+    files_door,
+    models_door,
+    tuning_door,
+    uploads_door,
+)
 from local_runner.mock_server.twin import Twin
 from local_runner.mock_server.wire import Router
 from local_runner.mock_server.worker import Worker
@@ -41,6 +49,12 @@ def make_router(twin: Twin, worker: Worker, journal: Journal) -> Router:
         *marketplace_door.routes(twin),
         *endpoint_door.routes(twin),
         *chat_door.routes(twin),
+        *files_door.routes(twin),
+        *uploads_door.routes(twin),
+        *tuning_door.routes(twin, worker),
+        *models_door.routes(twin),
+        *completions_door.routes(twin),
+        *accounts_door.routes(twin),
         *control_door.routes(twin, worker, journal),
     ]
     return Router([*doors, *describe.routes(doors, twin.site)])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from maas_client.errors import TargetError
+from maas_client.errors import AmbiguousError, TargetError
 from maas_client.settings import AzureMLSettings
 from maas_client.targets.azure_ml import words
 
@@ -114,7 +114,7 @@ class Child:
         if self._ender is not None:
             self._ender()
         said = words.redact("".join(self._noise)).strip() or "it said nothing"
-        return TargetError(
+        return AmbiguousError(
             f"the azure-ai-ml worker of {self._settings.name} ended with {code}: {said}",
             hint="Try again: a new one starts by itself.",
         )

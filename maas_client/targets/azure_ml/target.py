@@ -37,6 +37,15 @@ class AzureMLTarget:
 
     def __init__(self, settings: AzureMLSettings, *, child: Child | None = None) -> None:
         self.name = settings.name
+        # Without the port: a mock may come back on another one.
+        self.identity = " ".join(
+            (
+                "mock" if settings.is_mock else "azure",
+                settings.subscription_id,
+                settings.resource_group,
+                settings.workspace,
+            )
+        )
         self._settings = settings
         self._child = child or Child(settings)
         self._logs: dict[str, EventLog] = {}

@@ -1,0 +1,89 @@
+"""What the worker does for a job of OpenAI's doors: judges rows, notes checkpoints, keeps results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from local_runner.mock_server.lifecycle import move
+from local_runner.mock_server.openai import files, job_words, models
+from local_runner.mock_server.openai.tuning import MIN_ROWS
+from local_runner.mock_server.store import Body
+from local_runner.mock_server.twin import Twin
+from maas_client.spec.rundir import EPOCH_FILE, RunDir, read_json
+
+_TOKEN_BYTES = 4
+"""Bytes of a token, where nothing has counted them: a simulation reads no rows."""
+
+
+def validate(twin: Twin, job: Body) -> None:
+    """Look at the files: the job is queued, or has failed."""
+    rows = job["openai"]["rows"]
+    if rows >= MIN_ROWS:
+        move(twin, job, "Queued", only=("Preparing",))
+        return
+    message = f"Training file has {rows} example(s), but must have at least {MIN_ROWS} examples"
+    move(
+        twin,
+        job,
+        "Failed",
+        only=("Preparing",),
+        error=message,
+        error_code="invalid_n_examples",
+        error_param="training_file",
+    )
+
+
+def note_checkpoints(twin: Twin, job: Body, run: RunDir) -> None:
+    """Know the adapters that are there; those that have gone are models no more."""
+    before, epochs = job["openai"]["checkpoints"], run.epochs()
+    if [kept["epoch"] for kept in before] == epochs:
+        return
+    simulated = twin.engine.simulates
+    found = []
+    for epoch in epochs:
+        kept = read_json(run.epoch(epoch) / EPOCH_FILE)
+        name = f"{job['openai']['tuned']}:ckpt-step-{kept['step']}"
+        found.append(kept | {"model": name})
+        models.remember(
+            twin, name, job["entry"], run.epoch(epoch), job=job["name"], simulated=simulated
+        )
+    for kept in before:
+        if kept["model"] not in {one["model"] for one in found}:
+            models.forget(twin, kept["model"])
+    _change(twin, job, checkpoints=found)
+
+
+def publish(twin: Twin, job: Body, run: RunDir) -> None:
+    """Make the fine-tuned model known, and the table of its training. Can be done twice."""
+    note_checkpoints(twin, job, run)
+    own = job["openai"]
+    models.remember(
+        twin,
+        own["tuned"],
+        job["entry"],
+        run.adapter,
+        job=job["name"],
+        simulated=twin.engine.simulates,
+    )
+    if own["result_files"]:
+        return
+    upload = twin.blobs.begin()
+    upload.write([job_words.table(twin, job).encode()])
+    made = files.keep(twin, upload, "results.csv", purpose=files.RESULTS)
+    _change(twin, job, result_files=[made["id"]], trained_tokens=_tokens(job, run))
+
+
+def _change(twin: Twin, job: Body, **fields: Any) -> None:
+    """Set some of what is remembered for these doors."""
+    with twin.store.transaction():
+        latest = twin.store.get("job", job["key"]) or job
+        job["openai"] = latest["openai"] | fields
+        twin.store.change("job", job["key"], openai=job["openai"])
+
+
+def _tokens(job: Body, run: RunDir) -> int:
+    """Tokens of the rows, as often as they were read."""
+    told = [event.data["tokens"] for event in run.events() if "tokens" in event.data]
+    rows = run.path / "data" / "training_data.jsonl"
+    counted = told[-1] if told else rows.stat().st_size // _TOKEN_BYTES
+    return int(counted * job["openai"]["numbers"]["n_epochs"])
