@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check matrix soak live clean
+.PHONY: demo test check soak bench matrix live clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,7 +16,6 @@ help:
 	@echo "make matrix every call under azure-ai-ml 1.28, 1.32 and 1.35, against the mock (ten minutes)"
 	@echo "make soak   1,000 jobs of 50 clients while the mock is killed five times (4 minutes)"
 	@echo "make bench  the mock beside moto and Azurite, which are installed for it (needs npm)"
-	@echo "make matrix every call under three versions of azure-ai-ml"
 	@echo "make live   the same journey on your own Azure ML workspace (costs money; docs/azure-ml.md)"
 
 # torch first: anything else that wants it would bring its CUDA build.

@@ -9,7 +9,6 @@ bytes as one that was not.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,23 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from local_runner import adapters, checkpoints, fused, manifest
+from local_runner import adapters, checkpoints, fused, inputs, manifest
 from local_runner.data import ChatTokenizer, Example, load_examples, max_length
 from local_runner.evaluate import measure
 from local_runner.models import base as bases
 from local_runner.stopping import Signals, StopRequested, in_our_words, signals
 from local_runner.update import make_optimizer, micro_batches, rates, steps_per_epoch, update
-from maas_client.errors import MaasError, RunDirError
+from maas_client.errors import MaasError
 from maas_client.jobs import Event, JobStatus
-from maas_client.plan import Plan, count_steps, plan_from_json
+from maas_client.plan import Plan, count_steps
 from maas_client.spec.rundir import (
     KEPT_EPOCHS,
     EventWriter,
     RunDir,
     RunStatus,
-    file_digest,
-    read_json,
-    write_whole,
 )
 
 if TYPE_CHECKING:
@@ -125,7 +121,7 @@ def train(
         before = run_dir.read_status()
         if before is not None and before.status is JobStatus.SUCCEEDED:
             return before
-        plan = _read_plan(run_dir)
+        plan = inputs.read_plan(run_dir)
         if before is not None and run_dir.manifest_file.exists():
             return _say_success(run_dir, plan, before)
         started = before.started_at if before and before.started_at else time.time()
@@ -188,7 +184,7 @@ def _train(run_dir: RunDir, plan: Plan, tell: Tell, caught: Signals, *, keep_epo
 def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
     """Check the inputs against the plan, and load everything."""
     base = bases.resolve(plan.base.source if plan.base else None, model=plan.job.model.asset_name)
-    _check_inputs(plan, base)
+    inputs.check_inputs(plan, base)
     checkpoints.sweep(run_dir)
     tokenizer = ChatTokenizer(base.folder)
     length = max_length(bases.read_config(base.folder), int(plan.values["max_seq_length"] or -1))
@@ -222,22 +218,10 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
     )
 
 
-def _check_inputs(plan: Plan, base: bases.Base) -> None:
-    for data in (plan.training, plan.validation):
-        if data and data.report and file_digest(Path(data.path)) != data.report.sha256:
-            raise RunDirError(
-                f"{data.path} has changed since the plan was made", hint="Plan again."
-            )
-    if plan.base and plan.base.digest != base.info.digest:
-        raise RunDirError(
-            f"{base.info.label}: the weights are not those of the plan", hint="Plan again."
-        )
-
-
 def _resume_or_start(run: _Run) -> int | None:
     """Go on from the last checkpoint; returns its step, or None where there is none."""
     steps = run.dir.checkpoint_steps()
-    _forget_metrics(run.dir, after=steps[-1] if steps else -1)
+    inputs.forget_metrics(run.dir, after=steps[-1] if steps else -1)
     if steps:
         state = checkpoints.load(run.dir.checkpoint(steps[-1]), run.model, run.optimizer)
         run.step, run.best, run.worse = state.step, state.best, state.worse
@@ -248,15 +232,6 @@ def _resume_or_start(run: _Run) -> int | None:
     if run.held_out and run.values["evaluation_strategy"] != "disable":
         _evaluate(run)  # before and after come from the same code
     return None
-
-
-def _forget_metrics(run_dir: RunDir, *, after: int) -> None:
-    """Drop what was measured beyond the checkpoint: those steps are taken again."""
-    metrics = run_dir.metrics()
-    kept = [metric for metric in metrics if metric["step"] <= after]
-    if len(kept) < len(metrics):
-        lines = "".join(json.dumps(metric, ensure_ascii=False) + "\n" for metric in kept)
-        write_whole(run_dir.metrics_file, lines.encode())
 
 
 def _step(run: _Run) -> None:
@@ -388,15 +363,6 @@ def _merge(run: _Run) -> None:
             (staged / name).write_bytes(source.read_bytes())
     checkpoints.publish(staged, run.dir.merged)
     run.tell("log", f"merged model written to {run.dir.merged.name}/")
-
-
-def _read_plan(run_dir: RunDir) -> Plan:
-    try:
-        return plan_from_json(read_json(run_dir.plan_file))
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunDirError(
-            f"{run_dir.plan_file} is not a plan: {error}", hint="Plan again."
-        ) from error
 
 
 @contextmanager

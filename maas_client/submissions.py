@@ -70,10 +70,10 @@ class Journal:
         A second job that was asked for and never reported is the one that is asked for again.
         """
         last = self._last
-        if last is None:
-            return Entry(self._content, "refused", target=target)
-        if not new or (last.state == "intent" and last.new):
+        if last is not None and (not new or (last.state == "intent" and last.new)):
             return replace(last, target=target)
+        if not new:
+            return Entry(self._content, "refused", target=target)
         nonce = secrets.token_hex(8)
         key = digest({"content": self._content, "nonce": nonce})
         return Entry(key, "refused", target=target, nonce=nonce, new=True)

@@ -153,7 +153,7 @@ class Doors:
             yield
 
 
-def wait(look: Callable[[], Any], good: Callable[[Any], bool], *, seconds: float = 60) -> Any:
+def wait(look: Callable[[], Any], good: Callable[[Any], bool], *, seconds: float = 180) -> Any:
     """What is there once it is good."""
     end = time.monotonic() + seconds
     while not good(found := look()):

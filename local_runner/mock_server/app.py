@@ -198,7 +198,10 @@ class App:
         form = Form(kind, self._twin.blobs.begin, most=route.upload)
         try:
             pieces = self._bodies.pieces(request, route.upload + FORM_ROOM)
+            size = 0
             async for batch in batches(pieces):
+                size += len(batch)
+                exchange.sent = [batch] if size <= _KEPT_UPLOAD else ()
                 await run_in_threadpool(form.feed, batch)
             form.end()
             ready = replace(exchange.call, params=params, form=form)

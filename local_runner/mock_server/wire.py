@@ -190,5 +190,7 @@ class Router:
                 405, "MethodNotAllowed", f"{clean} takes {', '.join(methods)}, not {method}."
             )
         raise ServiceError(
-            404, "NotFound", f"The mock has no route {method} {clean}. COVERAGE: see its README.md."
+            404,
+            "NotFound",
+            f"The mock has no route {method} {clean}. `maas mock describe` lists them.",
         )

@@ -212,9 +212,12 @@ class Worker:
         """Tell the engine of a cancellation, or of a pause: of that once, not to break a step off."""
         if job["state"] == "CancelRequested":
             run.cancel_file.touch()
-        elif job["state"] == "PauseRequested" and job["key"] not in self._interrupted:
+        elif (
+            job["state"] == "PauseRequested"
+            and job["key"] not in self._interrupted
+            and run.interrupt()
+        ):
             self._interrupted.add(job["key"])
-            run.interrupt()
 
     def _pause(self, job: Body, *, at: float | None = None) -> None:
         self._interrupted.discard(job["key"])

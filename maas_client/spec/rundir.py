@@ -179,12 +179,17 @@ class RunDir:
             return False
         return b"local_runner" in words and str(self.path).encode() in words
 
-    def interrupt(self) -> None:
-        """Ask the process that trains to keep what it has and end; it can be started again."""
+    def interrupt(self) -> bool:
+        """Ask the process that trains to keep what it has and end; whether there is one to ask.
+
+        The run can be started again, and goes on.
+        """
         pid = self.process()
-        if pid and self.process_is_alive():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+        if pid is None or not self.process_is_alive():
+            return False
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        return True
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ import pytest
 from azure.ai.inference.models import UserMessage
 
 from local_runner.mock_server.credentials import ensure
+from local_runner.mock_server.names import Names
 from maas_client.spec.rundir import read_json
 from tests.mocking import mock_command, running_mock
 from tests.openai_clients import HELLO, MODEL, VERSION, Doors, ended, rows, tuned, wait
@@ -368,6 +369,19 @@ def test_a_token_opens_the_doors_as_the_key_does(doors: Doors) -> None:
         assert client.models.list().data
     with doors.openai("/api/projects/mine/openai/v1", api_key=bearer) as client:
         assert client.models.list().data
+
+
+def test_the_public_names_of_the_account_are_the_twins_own(doors: Doors) -> None:
+    headers = {"api-key": doors.key, "host": "mock-foundry.services.ai.azure.com"}
+    with doors.bare(**headers) as bare:
+        path = "/api/projects/mine/openai/v1"
+        assert bare.get(f"{path}/models").json()["object"] == "list"
+        assert bare.get(f"{path}/nothing").json()["error"]["code"] == "NotFound"
+        bare.headers["host"] = "other.openai.azure.com"
+        assert bare.get("/openai/v1/models").status_code == 404
+    names = Names("eastus2")
+    assert names.owns("mock-foundry.openai.azure.com")
+    assert "mock-foundry.openai.azure.com" in names.certified()
 
 
 def test_the_printed_environment_is_all_that_a_program_needs(doors: Doors) -> None:

@@ -38,13 +38,13 @@ def job(client: openai.OpenAI) -> Any:
         training_file=file.id,
         validation_file=held_out.id,
         seed=3,
-        hyperparameters={"n_epochs": 30, "learning_rate_multiplier": 5},
+        hyperparameters={"n_epochs": 16, "learning_rate_multiplier": 5},
     )
     wait(lambda: list(jobs.checkpoints.list(made.id)), bool)
     jobs.pause(made.id)
     wait(lambda: jobs.retrieve(made.id).status, lambda status: status == "paused")
     (kept, *_) = jobs.checkpoints.list(made.id)
-    assert kept.step_number < 360, "it was paused too late to say anything"
+    assert kept.step_number < 192, "it was paused too late to say anything"
     answer = client.chat.completions.create(
         model=kept.fine_tuned_model_checkpoint, messages=HELLO, max_tokens=4
     )
@@ -62,10 +62,10 @@ def test_it_learns_measures_and_counts(client: openai.OpenAI, job: Any) -> None:
     assert job.status == "succeeded", job.error
     events = [event.data for event in client.fine_tuning.jobs.list_events(job.id, limit=1000)]
     steps: list[Any] = [data for data in events if data and "train_loss" in data]  # type: ignore[operator]
-    assert [data["step"] for data in steps] == list(range(360, 0, -1))
+    assert [data["step"] for data in steps] == list(range(192, 0, -1))
     assert steps[0]["train_loss"] < steps[-1]["train_loss"]
     assert steps[0]["train_mean_token_accuracy"] > steps[-1]["train_mean_token_accuracy"]
-    assert job.trained_tokens > 30 * 12 * 10
+    assert job.trained_tokens > 16 * 12 * 10
     last = client.fine_tuning.jobs.checkpoints.list(job.id).data[0]
     assert last.metrics.valid_loss == last.metrics.full_valid_loss
     assert last.metrics.valid_mean_token_accuracy is not None
@@ -75,7 +75,7 @@ def test_the_last_checkpoint_is_the_model_and_the_others_are_not(
     client: openai.OpenAI, job: Any, doors: Doors
 ) -> None:
     run = RunDir(Path(doors.mock.home) / "runs" / job.id)
-    assert run.epochs() == [28, 29, 30]
+    assert run.epochs() == [14, 15, 16]
     weights = [file_digest(run.epoch(n) / "adapter_model.safetensors") for n in run.epochs()]
     assert weights[2] == file_digest(run.adapter / "adapter_model.safetensors")
     assert len(set(weights)) == 3

@@ -128,6 +128,14 @@ def test_the_proxy_is_off_unless_asked_for(tmp_path: Path) -> None:
         assert not (mock.home / "proxy.json").exists()
 
 
+def test_a_mock_without_tls_has_no_proxy(tmp_path: Path) -> None:
+    with (
+        running_mock(tmp_path, *QUICK, "--plain") as mock,
+        pytest.raises(AssertionError, match="without --plain"),
+    ):
+        mock_command(mock.home, "proxy", "--detach")
+
+
 def test_a_mock_that_is_gone_is_said_and_one_that_comes_back_is_found(tmp_path: Path) -> None:
     with running_mock(tmp_path, *QUICK) as mock:
         mock_command(mock.home, "proxy", "--detach")

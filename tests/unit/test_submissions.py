@@ -301,6 +301,17 @@ def test_a_lost_journal_does_not_make_a_second_job(ready: Plan, home: Path) -> N
         assert len(server.jobs) == 1
 
 
+def test_a_second_job_can_be_asked_for_without_a_journal_of_the_first(
+    ready: Plan, home: Path
+) -> None:
+    server = Server()
+    first = submit(ready, Putter(server))
+    (file,) = (home / "submissions").iterdir()
+    file.unlink()
+    assert submit(ready, Putter(server), new=True).id != first.id
+    assert len(server.jobs) == 2
+
+
 def test_a_job_that_the_target_no_longer_has_is_made_again(ready: Plan) -> None:
     submit(ready, Poster(Server()))
     empty = Server()

@@ -31,7 +31,13 @@ def add_verb(verbs: Any) -> None:
 
 
 def _proxy(options: argparse.Namespace) -> int:
-    home = Line(options.home).home
+    line = Line(options.home)
+    home = line.home
+    if not line.state["url"].startswith("https:"):
+        raise MaasError(
+            "this mock speaks plain HTTP, and public names need TLS",
+            hint="Start it without --plain.",
+        )
     if (running := _proxy_state(home)) is not None:
         raise MaasError(
             f"a proxy already serves at {running['url']}", hint="`maas mock stop` stops it, too."

@@ -7,6 +7,7 @@ import itertools
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from local_runner.mock_server.doors import pipeline_shape, pipelines
 from local_runner.mock_server.doors.job_shape import OLD, essence, history, shown
@@ -191,7 +192,7 @@ class _Door:
         ]
         link = None
         if len(docs) > _PAGE:
-            query = f"api-version={call.query.get('api-version', OLD)}&listViewType={view}"
+            query = f"api-version={call.query.get('api-version', OLD)}&listViewType={quote(view)}"
             base = f"{self._twin.site.url}{self._twin.arm_id('jobs')}"
             link = f"{base}?{query}&$skip={docs[_PAGE - 1].order}"
         return Reply(body={"value": value, "nextLink": link})

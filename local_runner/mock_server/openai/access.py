@@ -12,7 +12,7 @@ from local_runner.mock_server.credentials import Secrets, same
 from local_runner.mock_server.errors import ServiceError
 from local_runner.mock_server.wire import Call, Handler, Reply, Route
 
-PREFIX = re.compile(r"/(v1|openai|models)(/|$)", re.IGNORECASE)
+PREFIX = re.compile(r"/(v1|openai|models|api/projects)(/|$)", re.IGNORECASE)
 """Paths whose refusals are in OpenAI's words."""
 MAX_NAME = 255
 

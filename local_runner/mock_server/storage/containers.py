@@ -159,7 +159,7 @@ def not_served(call: Call) -> Exception:
     return refusal(
         501,
         "NotImplemented",
-        f"{call.method} comp={comp} is not served by the mock. COVERAGE: see its README.md.",
+        f"{call.method} comp={comp} is not served by the mock. `maas mock describe` says what is.",
     )
 
 

@@ -37,10 +37,10 @@ class AzureMLTarget:
 
     def __init__(self, settings: AzureMLSettings, *, child: Child | None = None) -> None:
         self.name = settings.name
-        # Without the port: a mock may come back on another one.
+        # A mock is known by its home, not by its port: it may come back on another one.
         self.identity = " ".join(
             (
-                "mock" if settings.is_mock else "azure",
+                f"mock {settings.ca}" if settings.is_mock else "azure",
                 settings.subscription_id,
                 settings.resource_group,
                 settings.workspace,
