@@ -62,7 +62,7 @@ def open_on(model: Any, folder: Path, *, name: str = "default") -> PeftModel:
     """
     from peft import PeftModel
 
-    _check(model, folder)
+    check(model, folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         if isinstance(model, PeftModel):
@@ -71,8 +71,12 @@ def open_on(model: Any, folder: Path, *, name: str = "default") -> PeftModel:
         return PeftModel.from_pretrained(model, folder, adapter_name=name)
 
 
-def _check(model: Any, folder: Path) -> None:
-    """peft leaves out what does not fit, with a warning: whether all fits is looked at before."""
+def check(model: Any, folder: Path) -> None:
+    """Whether all of an adapter fits; peft leaves out what does not, with a warning.
+
+    Raises:
+        BaseModelError: it is no adapter, a simulated one, or another model's.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,52 +1,116 @@
-"""A process that answers: questions come as JSON lines, answers go as JSON lines.
+"""A process that answers: questions come as JSON lines, answers go as JSON lines, many at a time.
 
     <- {"ready": true, "base": {…}}
     -> {"id": "1", "adapter": null, "messages": […], "max_tokens": 48, "temperature": 0, …}
-    <- {"id": "1", "delta": "Hel"} … {"id": "1", "done": true, "finish_reason": "stop", "usage": {…}}
-    <- {"id": "1", "error": {…}}
+    -> {"id": "2", …}
+    <- {"id": "1", "delta": "Hel"} … {"id": "2", "delta": "…"}
+    <- {"id": "1", "done": true, "finish_reason": "stop", "usage": {…}}
+    -> {"cancel": "2"}
+    <- {"id": "2", "cancelled": true}
+    <- {"id": "3", "error": {…}}
 
-It ends when nobody asks any more (end of input).
+Questions share the forward passes. A cancelled answer ends before the next one; what had ended by itself is
+not acknowledged again. The process ends when nobody asks any more (end of input) and all is answered.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TextIO
 
-from local_runner.generate import Answerer, Ask, Ending
+from local_runner.generate import Answer, Answerer, Ask, Piece
 from local_runner.models import base as bases
 from maas_client.errors import MaasError, RunnerError
 
 
 def serve(base: bases.Base, questions: TextIO, answers: TextIO) -> None:
     """Answer until the input ends."""
-
-    def write(data: Mapping[str, Any]) -> None:
-        answers.write(json.dumps(data, ensure_ascii=False) + "\n")
-        answers.flush()
-
     answerer = Answerer(base)
-    write({"ready": True, "base": base.info.to_json()})
+    desk = _Desk(answerer, answers)
+    desk.write({"ready": True, "base": base.info.to_json()})
+    lines: SimpleQueue[str | None] = SimpleQueue()
+    # The next question is read while the others are answered.
+    threading.Thread(target=_read, args=(questions, lines), daemon=True).start()
+    try:
+        asking = True
+        while asking or answerer.running:
+            while asking and not (lines.empty() and answerer.running):
+                line = lines.get()
+                asking = line is not None
+                if line is not None:
+                    desk.take(line)
+            desk.go_on()
+    except BrokenPipeError:
+        return  # whoever asked is gone
+
+
+def _read(questions: TextIO, lines: SimpleQueue[str | None]) -> None:
     for line in questions:
+        lines.put(line)
+    lines.put(None)
+
+
+class _Desk:
+    """Who asked what, and whom a piece goes to."""
+
+    def __init__(self, answerer: Answerer, answers: TextIO) -> None:
+        self._answerer, self._answers = answerer, answers
+        self._open: dict[Any, Answer] = {}
+
+    def take(self, line: str) -> None:
+        """Begin an answer, or drop one."""
         number = None
         try:
             raw = json.loads(line)
             number = raw.get("id")
-            for piece in answerer.answer(_ask(raw)):
-                write({"id": number} | _words(piece))
+            if "cancel" in raw:
+                self._cancel(raw["cancel"])
+            else:
+                self._begin(number, raw)
         except BrokenPipeError:
-            return  # whoever asked is gone
-        except MaasError as error:
-            write({"id": number, "error": error.to_json()})
+            raise
         except Exception as error:  # noqa: BLE001 - a template raises what it likes; the next question counts
-            problem = RunnerError(f"the question cannot be answered: {_words_of(error)}")
-            write({"id": number, "error": problem.to_json()})
+            self._refuse(number, error)
 
+    def go_on(self) -> None:
+        """One step, and what came of it."""
+        try:
+            self._answerer.step()
+        except Exception as error:  # noqa: BLE001 - no memory, say: those who asked hear of it, others may ask
+            for number, answer in list(self._open.items()):
+                self._answerer.drop(answer)
+                self._refuse(number, error)
+            self._open.clear()
+        for number, answer in list(self._open.items()):
+            while answer.pieces:
+                self.write({"id": number} | _words(answer.pieces.popleft()))
+            if answer.over:
+                del self._open[number]
 
-def _words_of(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    def write(self, data: Mapping[str, Any]) -> None:
+        self._answers.write(json.dumps(data, ensure_ascii=False) + "\n")
+        self._answers.flush()
+
+    def _begin(self, number: Any, raw: Mapping[str, Any]) -> None:
+        if number in self._open:
+            raise RunnerError(f"a question with the id {number} is being answered")
+        self._open[number] = self._answerer.begin(_ask(raw))
+
+    def _cancel(self, number: Any) -> None:
+        answer = self._open.pop(number, None)
+        if answer is not None:
+            self._answerer.drop(answer)
+            self.write({"id": number, "cancelled": True})
+
+    def _refuse(self, number: Any, error: Exception) -> None:
+        if not isinstance(error, MaasError):
+            words = f"{type(error).__name__}: {error}"
+            error = RunnerError(f"the question cannot be answered: {words}")
+        self.write({"id": number, "error": error.to_json()})
 
 
 def _ask(raw: Mapping[str, Any]) -> Ask:
@@ -64,7 +128,7 @@ def _ask(raw: Mapping[str, Any]) -> Ask:
     )
 
 
-def _words(piece: str | Ending) -> dict[str, Any]:
+def _words(piece: Piece) -> dict[str, Any]:
     if isinstance(piece, str):
         return {"delta": piece}
     usage = {

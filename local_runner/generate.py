@@ -1,26 +1,34 @@
-"""Answers with a base and its adapters: one token after another, with a KV cache."""
+"""Answers with a base and its adapters, many at once: one process, one base, a forward pass for all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from local_runner import adapters
+from local_runner import adapters, lean, low_rank
+from local_runner.batching import Batch, Row
 from local_runner.data import ChatTokenizer
 from local_runner.models import base as bases
+from local_runner.speech import Ending, Speech
 from maas_client.errors import RunnerError
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import Tensor
     from transformers import Phi3ForCausalLM
 
-_HALF = "\ufffd"
-"""What half a character decodes to."""
+Piece = str | Ending
+Key = tuple[Path, int]
+"""An adapter's folder and when it was written: trained again under the same path, it is another one."""
+_KEPT_ADAPTERS = 32
+_FIRST_LOOK = 1024
+"""Among how many tokens top_p is looked for before all are sorted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,117 +45,209 @@ class Ask:
     stop: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How an answer ended."""
+@dataclass(eq=False, slots=True)
+class Answer:
+    """An answer that is being made; its pieces are taken from the left."""
 
-    finish_reason: str
-    """`stop`, or `length` where max_tokens or the context cut it."""
-    prompt_tokens: int
-    completion_tokens: int
+    speech: Speech
+    row: Row
+    key: Key | None = None
+    """The adapter, where peft has to apply it."""
+    pieces: deque[Piece] = field(default_factory=deque)
+    over: bool = False
+    tokens: Iterator[int] | None = None
+    """Where they come from, where the batch does not make them."""
 
 
 class Answerer:
-    """A base loaded once, with adapters that are switched per question."""
+    """A base loaded once. Answers are begun, and each step carries all of them on by a token.
+
+    What the batch cannot do, which is any adapter but a plain LoRA, goes through peft, one answer after
+    another.
+    """
 
     def __init__(self, base: bases.Base) -> None:
         self.base = base
         self.tokenizer = ChatTokenizer(base.folder)
         self._plain: Phi3ForCausalLM = bases.load(base).eval()
         self._adapted: PeftModel | None = None
-        self._known: dict[tuple[Path, int], str] = {}
+        self._names: dict[Key, str] = {}
+        self._loras: OrderedDict[Key, low_rank.Lora | None] = OrderedDict()
         ends = self._plain.generation_config.eos_token_id
         self._ends = frozenset([ends] if isinstance(ends, int) else ends or [self.tokenizer.eos_id])
         self._context = int(bases.read_config(base.folder)["max_position_embeddings"])
+        self.batch = Batch(lean.Lean(self._plain)) if lean.serves(self._plain) else None
+        self._in_batch: dict[Row, Answer] = {}
+        self._apart: deque[Answer] = deque()
 
-    def answer(self, ask: Ask) -> Iterator[str | Ending]:
+    @property
+    def running(self) -> int:
+        """Answers that are begun and not over."""
+        return len(self._in_batch) + len(self._apart)
+
+    def answer(self, ask: Ask) -> Iterator[Piece]:
         """Pieces of text as they are made, and at last how it ended.
 
         Raises:
             BaseModelError: the adapter cannot be loaded.
             RunnerError: the question is longer than the context.
         """
+        answer = self.begin(ask)
+        try:
+            while answer.pieces or not answer.over:
+                if answer.pieces:
+                    yield answer.pieces.popleft()
+                else:
+                    self.step()
+        finally:
+            self.drop(answer)
+
+    def begin(self, ask: Ask) -> Answer:
+        """Take a question in; the errors are those of `answer`."""
         prompt = self.tokenizer.prompt(ask.messages)
         room = self._context - len(prompt)
         if room < 1:
             raise RunnerError(
                 f"the question has {len(prompt)} tokens; the model's context is {self._context}"
             )
-        model, mode = self._with(ask.adapter)
         limit = min(ask.max_tokens, room)
-        with torch.inference_mode(), mode:
-            yield from self._pieces(self._ids(model, prompt, ask, limit), ask.stop, len(prompt))
+        key = None if ask.adapter is None else _key(ask.adapter)
+        lora = None if key is None else self._lora(key)
+        speech = Speech(
+            self.tokenizer.raw,
+            ends=self._ends,
+            stop=ask.stop,
+            prompt_tokens=len(prompt),
+            limit=limit,
+        )
+        answer = Answer(speech, Row(prompt, len(prompt) + limit, _chooser(ask), lora), key)
+        if limit < 1:
+            answer.over = True
+            answer.pieces.append(Ending("length", len(prompt), 0))
+            return answer
+        self._admit(answer)
+        return answer
 
-    def _pieces(
-        self, ids: Iterator[int], stop: Sequence[str], prompt_tokens: int
-    ) -> Iterator[str | Ending]:
-        made: list[int] = []
-        text, sent, reason = "", 0, "length"
-        for token in ids:
-            made.append(token)
-            if token in self._ends:
-                reason = "stop"
-                break
-            text = self.tokenizer.raw.decode(made, skip_special_tokens=True)
-            found = [at for word in stop if (at := text.find(word)) >= 0]
-            if found:
-                text, reason = text[: min(found)], "stop"
-                break
-            # What may turn out to be a stop word, or the other half of a character, waits.
-            if not text.endswith(_HALF) and not _may_become(text, stop):
-                yield text[sent:]
-                sent = len(text)
-        if len(text) > sent:
-            yield text[sent:]
-        yield Ending(reason, prompt_tokens, len(made))
+    def _admit(self, answer: Answer) -> None:
+        """Into the batch, or into the line of those that peft answers."""
+        key, lora = answer.key, answer.row.lora
+        fits = self.batch is not None and answer.row.limit <= self.batch.lean.context
+        if self.batch is not None and fits and (key is None or lora is not None):
+            self._in_batch[answer.row] = answer
+            self.batch.join(answer.row)
+        else:
+            answer.tokens = self._tokens(answer)
+            if key is not None:
+                self._name(key)
+            self._apart.append(answer)
 
-    def _ids(self, model: Any, prompt: list[int], ask: Ask, limit: int) -> Iterator[int]:
+    def step(self) -> None:
+        """Carry every answer on by a token; of those apart, the first."""
+        if self.batch is not None and self._in_batch:
+            for row, token in self.batch.step():
+                self._hear(self._in_batch[row], token)
+        if self._apart:
+            answer = self._apart[0]
+            assert answer.tokens is not None  # noqa: S101 - begin gave them
+            self._hear(answer, next(answer.tokens))
+
+    def drop(self, answer: Answer) -> None:
+        """Make no more of it, and free what it holds."""
+        answer.over = True
+        if self._in_batch.pop(answer.row, None) is not None and self.batch is not None:
+            self.batch.leave(answer.row)
+        elif answer in self._apart:
+            self._apart.remove(answer)
+
+    def _hear(self, answer: Answer, token: int) -> None:
+        answer.pieces.extend(answer.speech.hear(token))
+        if answer.pieces and isinstance(answer.pieces[-1], Ending):
+            self.drop(answer)
+
+    def _tokens(self, answer: Answer) -> Iterator[int]:
+        """The tokens of an answer apart, by transformers' own forward pass and cache."""
         from transformers import DynamicCache
 
-        cache = DynamicCache()
-        dice = torch.Generator()
-        dice.manual_seed(ask.seed) if ask.seed is not None else dice.seed()
-        ids = torch.tensor([prompt])
-        for _ in range(limit):
-            out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            token = _choose(out.logits[0, -1].float(), ask, dice)
+        row, cache = answer.row, DynamicCache()
+        ids, choose = row.ids, row.choose or _likeliest
+        while True:
+            model, mode = self._with(answer.key)
+            with torch.inference_mode(), mode:
+                out = model(
+                    input_ids=torch.tensor([ids]),
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+            token = choose(out.logits[0, -1].float())
+            row.ids.append(token)
             yield token
-            ids = torch.tensor([[token]])
+            ids = [token]
 
-    def _with(self, adapter: Path | None) -> tuple[Any, AbstractContextManager[None]]:
+    def _with(self, key: Key | None) -> tuple[Any, AbstractContextManager[None]]:
         """The model to ask, and the mode to ask it in."""
-        if adapter is None:
-            if self._adapted is None:
-                return self._plain, nullcontext()
+        if self._adapted is None:
+            return self._plain, nullcontext()
+        if key is None:
             return self._adapted, self._adapted.disable_adapter()
-        self._adapted = self._load(adapter)
+        self._adapted.set_adapter(self._name(key))
         return self._adapted, nullcontext()
 
-    def _load(self, adapter: Path) -> PeftModel:
-        file = adapter / adapters.WEIGHTS
-        # An adapter that was trained again under the same path is another one.
-        key = (adapter, file.stat().st_mtime_ns if file.exists() else 0)
-        name = self._known.get(key)
-        model: Any = self._adapted or self._plain
-        if name is None:
-            name = f"adapter{len(self._known)}"
-            model = adapters.open_on(model, adapter, name=name).eval()
-            self._known[key] = name
-        model.set_adapter(name)
-        return model
+    def _name(self, key: Key) -> str:
+        """What peft knows the adapter by; it is loaded where it was not."""
+        if key not in self._names:
+            name = f"adapter{len(self._names)}"
+            model: Any = self._adapted or self._plain
+            self._adapted = adapters.open_on(model, key[0], name=name).eval()
+            self._names[key] = name
+        return self._names[key]
+
+    def _lora(self, key: Key) -> low_rank.Lora | None:
+        if key not in self._loras:
+            adapters.check(self._adapted or self._plain, key[0])
+            self._loras[key] = low_rank.read(key[0])
+            if len(self._loras) > _KEPT_ADAPTERS:
+                self._loras.popitem(last=False)
+        self._loras.move_to_end(key)
+        return self._loras[key]
 
 
-def _may_become(text: str, stops: Sequence[str]) -> bool:
-    """Whether the text ends with the beginning of a stop word."""
-    return any(text.endswith(word[:n]) for word in stops for n in range(1, len(word)))
+def _key(adapter: Path) -> Key:
+    file = adapter / adapters.WEIGHTS
+    return adapter, file.stat().st_mtime_ns if file.exists() else 0
 
 
-def _choose(logits: torch.Tensor, ask: Ask, dice: torch.Generator) -> int:
-    """The next token. logits: [vocabulary]."""
+def _likeliest(logits: Tensor) -> int:
+    return int(logits.argmax())
+
+
+def _chooser(ask: Ask) -> Callable[[Tensor], int] | None:
+    """How the next token is chosen, with dice of its own: a seed answers alone as in a crowd."""
     if ask.temperature <= 0:
-        return int(logits.argmax())
-    chances, order = torch.softmax(logits / ask.temperature, 0).sort(descending=True, stable=True)
-    # Keep the fewest tokens that reach top_p together; the first always stays.
-    cut = (chances.cumsum(0) - chances) >= ask.top_p
-    cut[0] = False
-    return int(order[torch.multinomial(chances.masked_fill(cut, 0), 1, generator=dice)])
+        return None
+    dice = torch.Generator()
+    dice.manual_seed(ask.seed) if ask.seed is not None else dice.seed()
+    return lambda logits: draw(logits / ask.temperature, ask.top_p, dice)
+
+
+def draw(logits: Tensor, top_p: float, dice: torch.Generator) -> int:
+    """A token by its chance, among the fewest that reach top_p together. logits: [vocabulary]."""
+    chances = torch.softmax(logits, 0)
+    point = float(torch.rand((), generator=dice, dtype=torch.float64))
+    if top_p >= 1:
+        return _at(chances, point)
+    # Sorting a whole vocabulary takes longer than a small model's layer; the likely ones are few.
+    most = min(_FIRST_LOOK, len(chances))
+    likely, order = chances.topk(most)
+    if float(likely.sum()) < top_p and most < len(chances):
+        likely, order = chances.sort(descending=True, stable=True)
+    kept = (likely.cumsum(0) - likely) < top_p
+    kept[0] = True  # the first always stays
+    return int(order[_at(likely[kept], point)])
+
+
+def _at(chances: Tensor, point: float) -> int:
+    """Where a point from 0 to 1 falls, when the chances lie end to end."""
+    ends = chances.double().cumsum(0)
+    place = int(torch.searchsorted(ends, point * float(ends[-1]), right=True))
+    return min(place, len(ends) - 1)

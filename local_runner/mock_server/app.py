@@ -39,7 +39,7 @@ from local_runner.mock_server.storage.blob_door import MAX_BLOB, PREFIX, BlobDoo
 from local_runner.mock_server.storage.signatures import refusal
 from local_runner.mock_server.storage.upload import receive
 from local_runner.mock_server.twin import Twin
-from local_runner.mock_server.wire import Call, Reply, Route, Router
+from local_runner.mock_server.wire import Call, Handler, Reply, Route, Router
 
 MAX_BODY = 4 * 1024 * 1024
 """Bytes of a request that is not an upload."""
@@ -187,8 +187,29 @@ class App:
         ready = exchange.call = replace(call, params=params, body=body)
         if route.quick:
             return route.handler(ready)
-        lane = self._questions if route.slow else None
-        return await anyio.to_thread.run_sync(route.handler, ready, limiter=lane)
+        if route.slow:
+            return await self._slow(route.handler, ready, request.receive)
+        return await anyio.to_thread.run_sync(route.handler, ready)
+
+    async def _slow(self, handler: Handler, call: Call, receive: Receive) -> Reply:
+        """Answer, and let the handler know where the client hangs up meanwhile."""
+
+        async def listen() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            call.gone.set()
+
+        failed: Exception | None = None
+        async with anyio.create_task_group() as group:  # errors leave it in a group of their own
+            group.start_soon(listen)
+            try:
+                reply = await anyio.to_thread.run_sync(handler, call, limiter=self._questions)
+            except Exception as error:
+                failed = error
+            group.cancel_scope.cancel()
+        if failed is not None:
+            raise failed
+        return reply
 
     async def _form(
         self, request: Request, exchange: answers.Exchange, route: Route, params: dict[str, str]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from local_runner.mock_server.engine import Engine, tail
-from local_runner.mock_server.errors import ServiceError, user_error
+from local_runner.mock_server.child import Child
+from local_runner.mock_server.engine import Engine
+from local_runner.mock_server.errors import ServiceError
 
 Piece = Mapping[str, Any]
 """`{"delta": text}`, and at last `{"done": True, "finish_reason": …, "usage": {…}}`."""
+
+_MOST_BASES = 2
+"""Bases in memory at once; the one that was asked longest ago goes, as soon as nobody listens to it."""
 
 
 class Speaker(Protocol):
@@ -34,8 +37,11 @@ class Speaker(Protocol):
     ) -> Iterator[Piece]:
         """The answer in pieces."""
 
+    def running(self) -> int:
+        """How many answers are being made."""
+
     def close(self) -> None:
-        """Let go of the process."""
+        """Let go of the processes."""
 
 
 class CannedSpeaker:
@@ -69,37 +75,47 @@ class CannedSpeaker:
             },
         }
 
+    def running(self) -> int:
+        return 0
+
     def close(self) -> None:
         """Nothing to let go of."""
 
 
 @dataclass
+class _Held:
+    """A process, and how many need it."""
+
+    child: Child
+    users: int = 0
+
+
+@dataclass
 class ChildSpeaker:
-    """One process that holds the base; questions are answered one after another."""
+    """A process for each base. Questions to a base are answered together; adapters are theirs."""
 
     engine: Engine
     log: Path
-    _child: subprocess.Popen[str] | None = None
-    _model: str = ""
-    _ready: bool = False
+    _held: dict[str, _Held] = field(default_factory=dict)
+    """By base; the one that was asked last is the last."""
     _fault: str | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _asked: int = 0
 
     def warm_up(self, model: str) -> None:
         self._fault = None  # a new try
         threading.Thread(target=self._warm_up, args=(model,), daemon=True).start()
 
     def _warm_up(self, model: str) -> None:
-        with self._lock:
-            try:
-                self._open(model)
-            except ServiceError as error:
-                self._fault = error.message
+        try:
+            with self._using(model):
+                pass
+        except ServiceError as error:
+            self._fault = error.message
 
     def is_ready(self, model: str) -> bool:
-        child = self._child
-        return self._ready and self._model == model and child is not None and child.poll() is None
+        with self._lock:
+            held = self._held.get(self.engine.weights(model))
+        return held is not None and held.child.ready and held.child.alive
 
     def fault(self) -> str | None:
         return self._fault
@@ -107,77 +123,50 @@ class ChildSpeaker:
     def answer(
         self, model: str, adapter: Path | None, question: Mapping[str, Any]
     ) -> Iterator[Piece]:
+        with self._using(model) as child:
+            yield from child.ask({**question, "adapter": str(adapter) if adapter else None})
+
+    def running(self) -> int:
         with self._lock:
-            child = self._open(model)
-            self._asked += 1
-            words = dict(question) | {
-                "id": str(self._asked),
-                "adapter": str(adapter) if adapter else None,
-            }
-            finished = False
-            try:
-                self._write(child, words)
-                while True:
-                    piece = self._read(child)
-                    finished = bool(piece.get("done") or piece.get("error"))
-                    if (error := piece.get("error")) is not None:
-                        raise user_error(error["message"], inner="InvalidPrompt")
-                    yield piece
-                    if finished:
-                        return
-            finally:
-                if not finished:
-                    self._end()  # nobody listens any more: what is still being said is of no use
+            return sum(held.child.running for held in self._held.values())
 
     def close(self) -> None:
         with self._lock:
-            self._end()
+            held, self._held = self._held, {}
+        for each in held.values():
+            each.child.close()
 
-    def _open(self, model: str) -> subprocess.Popen[str]:
-        """The process, started where there is none or it holds another base."""
-        if self._child is not None and (self._model != model or self._child.poll() is not None):
-            self._end()
-        if self._child is None:
-            with self.log.open("a") as log:
-                self._child = subprocess.Popen(
-                    self.engine.answer_command(model),
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    text=True,
-                )
-            self._model, self._fault = model, None
-            self._read(self._child)
-            self._ready = True
-        return self._child
-
-    def _end(self) -> None:
-        child, self._child, self._ready = self._child, None, False
-        if child is not None:
-            child.kill()
-            child.communicate()
-
-    def _write(self, child: subprocess.Popen[str], words: Mapping[str, Any]) -> None:
-        assert child.stdin is not None  # noqa: S101 - opened as a pipe
+    @contextmanager
+    def _using(self, model: str) -> Iterator[Child]:
+        with self._lock:
+            held = self._take(model)
+            held.users += 1
         try:
-            child.stdin.write(json.dumps(words) + "\n")
-            child.stdin.flush()
-        except OSError as error:
-            raise ServiceError(
-                503, "ServiceUnavailable", "The model's process has ended."
-            ) from error
+            held.child.wait()
+            yield held.child
+        finally:
+            with self._lock:
+                held.users -= 1
+                if held in self._held.values() and held.child.fault is not None:
+                    self._fault = held.child.fault
+                self._trim()
 
-    def _read(self, child: subprocess.Popen[str]) -> dict[str, Any]:
-        assert child.stdout is not None  # noqa: S101 - opened as a pipe
-        while line := child.stdout.readline():
-            if line.startswith("{"):
-                answer: dict[str, Any] = json.loads(line)
-                if "id" not in answer and (error := answer.get("error")):
-                    self._fault = str(error.get("message"))
-                    break
-                return answer
-        self._fault = self._fault or tail(self.log) or "the model's process ended"
-        raise ServiceError(503, "ServiceUnavailable", f"The model cannot answer: {self._fault}")
+    def _take(self, model: str) -> _Held:
+        """The process, started where there is none or it has ended."""
+        base = self.engine.weights(model)
+        held = self._held.pop(base, None)
+        if held is None or not held.child.alive:
+            if held is not None:
+                held.child.close()
+            held = _Held(Child(self.engine.answer_command(model), self.log))
+            self._fault = None
+        self._held[base] = held
+        return held
+
+    def _trim(self) -> None:
+        idle = [base for base, held in self._held.items() if not held.users]
+        for base in idle[: max(0, len(self._held) - _MOST_BASES)]:
+            self._held.pop(base).child.close()
 
 
 def make_speaker(engine: Engine, home: Path) -> Speaker:

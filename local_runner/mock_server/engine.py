@@ -26,7 +26,7 @@ class Engine:
 
     Args:
         name: `train`, or `simulate` for the same files in a second.
-        base: what to train, as for `--base`.
+        base: what to train, as for `--base`; an empty one takes each model's own weights.
         seconds: how long a simulated job takes, by the clock.
         clock: the file with the pace of the simulated runs' time.
     """
@@ -57,7 +57,7 @@ class Engine:
         if self.simulates:
             return None
         if model not in self._bases:
-            arguments = ("base", "--base", self.base, "--model", model)
+            arguments = ("base", *self._base(model))
             self._bases[model] = BaseInfo(**self._ask(*arguments))
         return self._bases[model]
 
@@ -81,7 +81,14 @@ class Engine:
 
     def answer_command(self, model: str) -> tuple[str, ...]:
         """The process that answers with a base and its adapters."""
-        return (*self.runner, "answer", "--base", self.base, "--model", model)
+        return (*self.runner, "answer", *self._base(model))
+
+    def weights(self, model: str) -> str:
+        """What tells the weights of a catalogue's model from another's."""
+        return self.base or model
+
+    def _base(self, model: str) -> tuple[str, ...]:
+        return (*(("--base", self.base) if self.base else ()), "--model", model)
 
     def _ask(self, *arguments: str) -> Any:
         done = subprocess.run(

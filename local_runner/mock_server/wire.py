@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader
@@ -33,6 +34,8 @@ class Call:
     """What was asked for, as it was sent: still quoted, with the query."""
     client: str = ""
     """The address it came from."""
+    gone: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
+    """Set when whoever asked a slow route has hung up: nobody waits for the answer any more."""
     form: Form | None = None
     """What a multipart body holds, on a route that takes one."""
 

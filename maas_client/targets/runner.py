@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,27 +129,40 @@ class Answers:
             question: `messages`, `max_tokens`, `temperature`, `seed`, as a chat endpoint takes them.
             adapter: what a job has trained, or None for the base alone.
         """
-        assert self._child.stdin is not None  # noqa: S101 - opened as a pipe above
         self._asked += 1
+        number = str(self._asked)
         place = str(adapter.resolve()) if adapter else None
-        question = {**question, "id": str(self._asked), "adapter": place}
-        self._child.stdin.write(json.dumps(question) + "\n")
-        self._child.stdin.flush()
-        while True:
-            answer = self._read()
-            if answer.get("done"):
-                self.last = answer
-                return
-            if "delta" in answer:
-                yield answer["delta"]
+        self._say({**question, "id": number, "adapter": place})
+        over = False
+        try:
+            while not over:
+                answer = self._read(number)
+                over = "done" in answer
+                if over:
+                    self.last = answer
+                elif "delta" in answer:
+                    yield answer["delta"]
+        except GeneratorExit:  # nobody listens any more
+            with suppress(OSError, ValueError):  # it may be gone already
+                self._say({"cancel": number})
+            raise
 
     def close(self) -> None:
         """End the child: it stops when nobody asks any more."""
         self._child.communicate()
 
-    def _read(self) -> dict[str, Any]:
+    def _say(self, words: Mapping[str, Any]) -> None:
+        assert self._child.stdin is not None  # noqa: S101 - opened as a pipe above
+        self._child.stdin.write(json.dumps(words) + "\n")
+        self._child.stdin.flush()
+
+    def _read(self, number: str | None = None) -> dict[str, Any]:
+        """The next words of an answer; those of one that nobody listened to are passed over."""
         assert self._child.stdout is not None  # noqa: S101 - opened as a pipe above
-        answer = json.loads(self._child.stdout.readline() or "{}")
+        while True:
+            answer = json.loads(self._child.stdout.readline() or "{}")
+            if not answer or answer.get("id") in (None, number):
+                break
         if not answer:
             _, words = self._child.communicate()
             raise RunnerError(f"the answering process ended: {words.strip()[-500:]}")

@@ -16,13 +16,15 @@ from safetensors.torch import load_file, save_file
 from local_runner import adapters
 from local_runner.answering import serve
 from local_runner.data import ChatTokenizer
-from local_runner.generate import Answerer, Ask, Ending, _choose
+from local_runner.generate import Answerer, Ask, draw
 from local_runner.models import base as bases
 from local_runner.models import tiny
 from local_runner.simulate import simulate
+from local_runner.speech import Ending, Speech
 from local_runner.train import train
 from maas_client.errors import BaseModelError, RunnerError
 from maas_client.spec.rundir import RunDir
+from maas_client.targets.runner import Answers
 
 MakeRun = Callable[..., RunDir]
 Runner = Callable[..., subprocess.Popen[str]]
@@ -81,9 +83,15 @@ def test_an_answer_ends_where_the_limit_or_the_context_ends_it() -> None:
 
 def said(text: str, *stop: str) -> tuple[list[str], Ending]:
     """What the worker makes of a model that says this."""
-    answerer = Answerer(bases.resolve("tiny", model=""))
-    ids = answerer.tokenizer.raw.encode(text, add_special_tokens=False).ids
-    *pieces, ending = answerer._pieces(iter(ids), stop, 5)
+    tokenizer = ChatTokenizer(tiny.install()).raw
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    speech = Speech(tokenizer, ends=(257, 261), stop=stop, prompt_tokens=5, limit=len(ids))
+    pieces: list[str | Ending] = []
+    for token in ids:
+        pieces += speech.hear(token)
+        if pieces and isinstance(pieces[-1], Ending):
+            break
+    ending = pieces.pop()
     assert isinstance(ending, Ending)
     return [str(piece) for piece in pieces], ending
 
@@ -121,8 +129,7 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it() -> None:
     dice = torch.Generator().manual_seed(0)
 
     def drawn(top_p: float) -> set[int]:
-        how = Ask(ASKED, temperature=1.0, top_p=top_p)
-        return {_choose(logits, how, dice) for _ in range(300)}
+        return {draw(logits, top_p, dice) for _ in range(300)}
 
     assert drawn(1.0) == {0, 1, 2, 3}
     assert drawn(0.79) == {1, 2}
@@ -201,3 +208,55 @@ def test_the_worker_answers_until_nobody_asks(worker: subprocess.Popen[str]) -> 
     output, _ = worker.communicate(timeout=60)
     assert output == ""
     assert worker.returncode == 0
+
+
+def test_the_worker_answers_several_at_once_and_drops_the_one_that_is_cancelled(
+    worker: subprocess.Popen[str],
+) -> None:
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    assert json.loads(worker.stdout.readline())["ready"] is True
+    lasting = [{"role": "user", "content": "Where?"}]
+
+    def say(**words: Any) -> None:
+        assert worker.stdin is not None
+        worker.stdin.write(json.dumps(words) + "\n")
+        worker.stdin.flush()
+
+    def hear(number: str) -> tuple[list[dict[str, Any]], set[str]]:
+        """Up to the end of one, and whose words came before it."""
+        assert worker.stdout is not None
+        own, others = [], set()
+        while True:
+            line = json.loads(worker.stdout.readline())
+            if line["id"] != number:
+                others.add(line["id"])
+                continue
+            own.append(line)
+            if not line.keys().isdisjoint(("done", "cancelled", "error")):
+                return own, others
+
+    # With this seed, the answer is as long as its limit.
+    say(id="long", messages=lasting, max_tokens=480, temperature=2, seed=34)
+    say(id="short", messages=ASKED, max_tokens=4)
+    said, others = hear("short")
+    say(cancel="long")
+    say(cancel="nobody")
+    lines, _ = hear("long")
+    assert others == {"long"}
+    assert "".join(line.get("delta", "") for line in said) == generated(None, 4)
+    assert lines[-1] == {"id": "long", "cancelled": True}
+    output, _ = worker.communicate(timeout=60)
+    assert output == ""
+
+
+def test_an_answer_that_is_left_in_the_middle_does_not_speak_into_the_next_one() -> None:
+    answers = Answers("tiny", model="")
+    lasting = {"messages": [{"role": "user", "content": "Where?"}], "max_tokens": 480}
+    for _ in range(2):
+        pieces = answers.ask({**lasting, "temperature": 2, "seed": 34})
+        next(pieces)
+        pieces.close()  # type: ignore[attr-defined]
+    assert "".join(answers.ask({"messages": ASKED, "max_tokens": 4})) == generated(None, 4)
+    assert answers.last["usage"]["completion_tokens"] == 4
+    answers.close()

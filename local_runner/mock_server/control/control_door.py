@@ -82,6 +82,7 @@ class _Door:
                 "jobs": states,
                 "models": store.count("model"),
                 "endpoints": store.count("endpoint"),
+                "answers": self._twin.speaker.running(),
                 "blobs": store.count("blob"),
                 "journal": str(self._journal.file),
                 "journal_lost": self._journal.lost,

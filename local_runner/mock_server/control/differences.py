@@ -35,10 +35,10 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
     "Models and endpoints": (
         "The registered model holds a PEFT adapter under `data/model/` and a small `MLmodel` file of our "
         "own flavour.",
-        "One model is in memory at a time, and questions are answered one after another; an endpoint whose "
-        "model is not loaded is still `Online`, and its next answer takes as long as loading does. A reader "
-        "who leaves in the middle of a streamed answer ends the model's process, which the next question "
-        "starts again.",
+        "Two bases are in memory at most, and a third takes the place of the one that was asked longest ago, "
+        "as soon as nobody listens to it; an endpoint whose base is not loaded is still `Online`, and its "
+        "next answer takes as long as loading does. Up to 32 questions to a base are answered at once, "
+        "whatever their adapters; more wait. A client that hangs up stops its answer.",
         "Content safety is not modelled: `contentSafety` says Enabled, and nothing is filtered.",
         "Instances, autoscaling, mirrored traffic and private networking of managed online endpoints are "
         "kept and shown, and have no effect.",

@@ -88,7 +88,7 @@ class _Door:
                     body=_stream(frame, first, pieces, usage=question["usage"]),
                     media_type="text/event-stream",
                 )
-            return Reply(body=_whole(frame, pieces))
+            return Reply(body=_whole(frame, spoken(pieces, call.gone)))
         except ServiceError as error:
             return Reply(error.status, openai_body(error), error.headers)
 
@@ -106,8 +106,8 @@ class _Door:
         return endpoint
 
 
-def _whole(frame: dict[str, Any], pieces: Iterator[Piece]) -> dict[str, Any]:
-    text, end = spoken(pieces)
+def _whole(frame: dict[str, Any], said: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    text, end = said
     message = {"role": "assistant", "content": text, "tool_calls": None}
     choice = {
         "index": 0,

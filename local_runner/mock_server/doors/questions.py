@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from local_runner.mock_server.chat import Piece
-from local_runner.mock_server.errors import user_error
+from local_runner.mock_server.errors import ServiceError, user_error
 
 _MOST_STOPS = 4
 _ROLES = ("system", "user", "assistant", "tool", "developer")
@@ -100,10 +101,19 @@ def scored(body: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
     return [checked({**words, "messages": _turns(talk)}) for talk in conversations], several
 
 
-def spoken(pieces: Iterator[Piece]) -> tuple[str, dict[str, Any]]:
-    """The whole answer and its last piece, which says how it ended."""
+def spoken(
+    pieces: Iterator[Piece], gone: threading.Event | None = None
+) -> tuple[str, dict[str, Any]]:
+    """The whole answer and its last piece, which says how it ended.
+
+    Raises:
+        ServiceError: nobody waits for it any more; the model stops.
+    """
     text, end = "", {}
     for piece in pieces:
+        if gone is not None and gone.is_set():
+            pieces.close()  # type: ignore[attr-defined]  # a generator; its end stops the model
+            raise ServiceError(499, "ClientClosedRequest", "The client has hung up.")
         text += piece.get("delta", "")
         end = dict(piece)
     return text, end

@@ -20,9 +20,9 @@ def deploy(twin: Twin, name: str, model: str, given: dict[str, Any]) -> tuple[Bo
     Raises:
         ServiceError: nobody can answer with the model.
     """
-    found = models.find(twin, model)
     key = name.lower()
-    with twin.store.transaction():
+    with twin.store.transaction():  # nobody deletes the model meanwhile
+        found = models.find(twin, model)
         before = twin.store.get(KIND, key)
         same = before is not None and before["model"] == found.name
         now = twin.clock.iso()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import uuid
 from collections.abc import Generator, Iterator, Mapping
@@ -81,7 +82,7 @@ class _Door:
         asked = self._read(call)
         answers = (self._answer(asked, place) for place in range(asked.count))
         if not asked.question["stream"]:
-            return Reply(body=_whole(asked.frame(), answers))
+            return Reply(body=_whole(asked.frame(), answers, call.gone))
         pieces = _chunks(asked, answers)
         first = next(pieces)  # a refusal comes before the first word, as an error
         return Reply(body=_told(first, pieces), media_type="text/event-stream")
@@ -162,10 +163,12 @@ def _question(given: dict[str, Any]) -> dict[str, Any]:
         raise invalid(error.message, param=param, code=error.inner) from error
 
 
-def _whole(frame: dict[str, Any], answers: Iterator[Iterator[Piece]]) -> dict[str, Any]:
+def _whole(
+    frame: dict[str, Any], answers: Iterator[Iterator[Piece]], gone: threading.Event
+) -> dict[str, Any]:
     choices, usages = [], []
     for place, pieces in enumerate(answers):
-        words, end = spoken(pieces)
+        words, end = spoken(pieces, gone)
         choices.append(
             {
                 "index": place,

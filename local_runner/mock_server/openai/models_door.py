@@ -31,7 +31,10 @@ class _Door:
         return Reply(body=next(found))
 
     def delete(self, call: Call) -> Reply:
-        name = models.find(self._twin, call.params["model"]).name
+        with self._twin.store.transaction():  # nobody deploys it meanwhile
+            return self._delete(models.find(self._twin, call.params["model"]).name)
+
+    def _delete(self, name: str) -> Reply:
         used = accounts.serving(self._twin, name)
         if used:
             raise invalid(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from local_runner.mock_server.errors import ServiceError
 from local_runner.mock_server.openai import files
 from local_runner.mock_server.openai.access import everywhere, invalid, no_such, text
 from local_runner.mock_server.openai.files_door import expires_after
@@ -138,8 +139,15 @@ class _Door:
             file = files.keep(self._twin, whole, upload["filename"], expires=upload["expires"])
         finally:
             whole.abandon()  # harmless where it was kept
+        try:
+            with self._twin.store.transaction():
+                self._pending(call)  # else somebody else was quicker
+                changed = {"status": "completed", "file": file["id"]}
+                upload = self._twin.store.change(KIND, upload["id"], **changed)
+        except ServiceError:
+            files.forget(self._twin, file)
+            raise
         self._drop_parts(upload)
-        upload = self._twin.store.change(KIND, upload["id"], status="completed", file=file["id"])
         return Reply(body=self._shown(upload))
 
     def cancel(self, call: Call) -> Reply:
