@@ -24,8 +24,6 @@ from tests.conftest import JOB, ROW
 from tests.mocking import Mock, running_mock
 
 PLACES = ("local+simulate", "local+train", "azure_ml+mock", "foundry+mock")
-OWNING_UP = tuple(name for name in PLACES if name != "foundry+mock")
-"""Where a job's record has a place to say that it was simulated; OpenAI's wire has none."""
 TEXT = JOB.replace("hyperparameters:", 'hyperparameters:\n  num_train_epochs: "3"')
 ORDER = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.SUCCEEDED)
 
@@ -203,7 +201,7 @@ def test_the_job_says_what_it_is(name: str, go: Go) -> None:
     assert job.error is None
 
 
-@pytest.mark.parametrize("name", OWNING_UP)
+@pytest.mark.parametrize("name", PLACES)
 def test_what_was_simulated_says_so_and_what_was_trained_does_not(name: str, go: Go) -> None:
     journey = go(name)
     status = journey.run.read_status()

@@ -56,12 +56,21 @@ def shown(twin: Twin, job: Body, *, azure: bool) -> dict[str, Any]:
         "seed": own["seed"],
         "estimated_finish": _finish(twin, job) if state == "Running" else None,
         "integrations": None,
-        "metadata": own["metadata"],
+        "metadata": _metadata(job),
         "method": {"type": "supervised", "supervised": {"hyperparameters": numbers}},
     }
     if azure:
         return made | ({"trainingType": own["training_type"]} if own["training_type"] else {})
     return {key: value for key, value in made.items() if value is not None or key not in _OMITTED}
+
+
+def _metadata(job: Body) -> dict[str, str] | None:
+    """The user's, and what the twin adds: no program takes a stand-in's result for Phi's."""
+    given: dict[str, str] | None = job["openai"]["metadata"]
+    if "base" not in job:
+        return given
+    added = {"mock_simulated": str(job["simulated"]).lower(), "mock_trained_on": job["base"]}
+    return {**(given or {}), **added}
 
 
 def events(twin: Twin, job: Body) -> list[dict[str, Any]]:
@@ -128,8 +137,11 @@ _WORDS = {
 
 def _told(twin: Twin, job: Body) -> Iterator[_Told]:
     """When, how bad, what, and numbers; those of one moment in their order."""
+    noted = max((kept["noted"] for kept in job["openai"]["checkpoints"]), default=0.0)
     for state, when in job["history"]:
         at = dt.datetime.fromisoformat(when).timestamp()
+        if state == "Completed":  # the engine's end; the last checkpoint was noted after it
+            at = max(at, noted + 0.001)
         for words in _words(job, state):
             yield at, "error" if state == "Failed" else "info", words, {}
     for metric in run_of(twin, job).metrics():
@@ -137,7 +149,8 @@ def _told(twin: Twin, job: Body) -> Iterator[_Told]:
             yield _step(metric)
     for kept in job["openai"]["checkpoints"]:
         words = f"Checkpoint created at step {kept['step']}: {kept['model']}"
-        yield kept["at"], "info", words, {}
+        # When it was noted, not when it was written: no event comes to stand before one that was read.
+        yield kept["noted"], "info", words, {}
 
 
 def _words(job: Body, state: str) -> list[str]:

@@ -39,11 +39,12 @@ def note_checkpoints(twin: Twin, job: Body, run: RunDir) -> None:
     if [kept["epoch"] for kept in before] == epochs:
         return
     simulated = twin.engine.simulates
+    noted = {kept["model"]: kept["noted"] for kept in before}
     found = []
     for epoch in epochs:
         kept = read_json(run.epoch(epoch) / EPOCH_FILE)
         name = f"{job['openai']['tuned']}:ckpt-step-{kept['step']}"
-        found.append(kept | {"model": name})
+        found.append(kept | {"model": name, "noted": noted.get(name, twin.clock.time())})
         models.remember(
             twin, name, job["entry"], run.epoch(epoch), job=job["name"], simulated=simulated
         )

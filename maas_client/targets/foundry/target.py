@@ -88,7 +88,7 @@ class FoundryTarget:
             name = plan.job.name or ""
             error.hint = (
                 f"The job may have started: `maas jobs list --target {self.name}` shows it, under "
-                f"the name {name}. Submit again only if it is not there: each submission is paid."
+                f"the name {name}. Submit the same job again: it looks for this one first."
             )
             raise
         job = words.job(raw, target=self.name)
