@@ -29,7 +29,13 @@ from maas_client.plan import (
     plan_from_json,
 )
 from maas_client.serving import Chat, EndpointLine, LocalLine
-from maas_client.settings import AzureMLSettings, LocalSettings, TargetSettings, find_target
+from maas_client.settings import (
+    AzureMLSettings,
+    FoundrySettings,
+    LocalSettings,
+    TargetSettings,
+    find_target,
+)
 from maas_client.spec.dataset import check
 from maas_client.spec.job import NAME, DataInput, FineTuningJob
 from maas_client.spec.limits import Limits
@@ -60,6 +66,10 @@ def open_target(target: str | TargetSettings = "local", *, engine: str = "train"
             from maas_client.targets.azure_ml import AzureMLTarget  # not everyone has it
 
             return AzureMLTarget(settings)
+        case FoundrySettings():
+            from maas_client.targets.foundry import FoundryTarget  # the same
+
+            return FoundryTarget(settings)
 
 
 def plan_job(
@@ -187,14 +197,19 @@ def collect(handle: JobHandle, dest: str | Path | None = None) -> RunDir:
 
 def deploy(model: str, target: Target, *, endpoint: str | None = None) -> Endpoint:
     """Serve a registered model. On a hosted target that is billed by the hour until `undeploy`."""
-    name = endpoint or re.sub(r"[^a-zA-Z0-9-]", "-", model.partition(":")[0])
+    # `name:version`, or `ft:base:organisation:name:id` of OpenAI's wire
+    called = (model.split(":") + [""] * 3)[3] or model.removeprefix("ft:").partition(":")[0]
+    name = endpoint or re.sub(r"[^a-zA-Z0-9-]", "-", called)
     return hosting(target).deploy(model, endpoint=name)
 
 
 def open_chat(name: str, target: Target, settings: TargetSettings | None = None) -> Chat:
     """A line to a deployed model."""
-    host = hosting(target)
     known = settings or find_target(target.name)
+    if isinstance(known, FoundrySettings):  # one address and one key for all that it serves
+        root, headers = known.base_url.removesuffix("/v1"), known.key_header()
+        return Chat(EndpointLine(root, known.key(), ca=known.ca, headers=headers, model=name))
+    host = hosting(target)
     endpoint = host.endpoint(name)
     if not endpoint.scoring_uri:
         raise TargetError(f"endpoint {name} is {endpoint.state}: it has no address yet")

@@ -14,6 +14,7 @@ class JobStatus(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
     PAUSED = "paused"
+    """Stopped by its owner, and keeps its place: it goes on where a `PausableTarget` resumes it."""
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -86,6 +87,57 @@ class Endpoint:
     """Without a trailing slash; `/v1/chat/completions` is appended to it."""
     created_at: float | None = None
     region: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file that a target keeps for jobs. A snapshot."""
+
+    id: str
+    name: str
+    bytes: int
+    purpose: str
+    """`fine-tune` for rows, `fine-tune-results` for what a job wrote."""
+    status: str = ""
+    """The target's own word."""
+    created_at: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The model as it was at one step of a job."""
+
+    id: str
+    step: int
+    model: str
+    """What to deploy, or to ask, in place of the job's last model."""
+    created_at: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Whichever of `loss`, `eval_loss`, `token_accuracy`, `eval_token_accuracy` there are."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"metrics": dict(self.metrics)}
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """An upload, as far as it has come."""
+
+    name: str
+    sent: int
+    """Bytes that are there, those of an earlier try included."""
+    total: int
+    bytes_per_second: float = 0.0
+    seconds_left: float | None = None
+    """None where it cannot be told yet."""
+    note: str = ""
+    """Why there is nothing to send, or that an earlier upload goes on."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

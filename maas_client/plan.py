@@ -30,7 +30,7 @@ class Resolved:
     source: Source
     treatment: Treatment
     note: str = ""
-    """Why it is ignored or refused, and the next step."""
+    """Why it is ignored or refused, and the next step; or how it is said to the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +319,7 @@ def _resolve(
     if choices and _text(value) not in choices:
         note = f"{limits.target} does not do the default {_text(value)}"
         return Resolved(key, read(knob, choices[0]), "target", "default", note)
-    return Resolved(key, value, source, "default")  # type: ignore[arg-type]
+    return Resolved(key, value, source, "default", limits.said.get(key, ""))  # type: ignore[arg-type]
 
 
 def _given(key: str, value: Value, text: str, limits: Limits) -> Resolved:
@@ -328,8 +328,9 @@ def _given(key: str, value: Value, text: str, limits: Limits) -> Resolved:
 
     if key in limits.ignored:
         return verdict("ignored", limits.ignored[key])
-    if key not in limits.honoured:
-        return verdict("refused", f"{limits.target} does not have it; remove it")
+    if key in limits.refused or key not in limits.honoured:
+        note = limits.refused.get(key) or f"{limits.target} does not have it; remove it"
+        return verdict("refused", note)
     choices = limits.choices.get(key)
     if choices and _text(value) not in choices:
         return verdict(
@@ -342,7 +343,7 @@ def _given(key: str, value: Value, text: str, limits: Limits) -> Resolved:
             "refused",
             f"{text} is outside {low:g} to {high:g}, what the service takes for {model}",
         )
-    return verdict("given")
+    return verdict("given", limits.said.get(key, ""))
 
 
 def _text(value: Value) -> str:

@@ -86,14 +86,25 @@ class EndpointLine:
         scoring_uri: the endpoint's address; `/v1/chat/completions` is appended.
         key: the endpoint's key. Never logged.
         ca: PEM file of the authority that signed the endpoint's certificate.
+        headers: how the key is shown, where that is not as a bearer token.
+        model: which model is asked, where the address serves several.
     """
 
-    def __init__(self, scoring_uri: str, key: str, *, ca: str | None = None) -> None:
-        headers = {"Authorization": f"Bearer {key}"}
-        self._transport = Transport(scoring_uri.rstrip("/"), headers=headers, ca=ca)
+    def __init__(
+        self,
+        scoring_uri: str,
+        key: str,
+        *,
+        ca: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        model: str | None = None,
+    ) -> None:
+        shown = headers or {"Authorization": f"Bearer {key}"}
+        self._transport = Transport(scoring_uri.rstrip("/"), headers=shown, ca=ca)
+        self._model = {} if model is None else {"model": model}
 
     def whole(self, body: Mapping[str, Any]) -> Answer:
-        raw = self._transport.post("/v1/chat/completions", body)
+        raw = self._transport.post("/v1/chat/completions", {**self._model, **body})
         try:
             choice = raw["choices"][0]
             return _answer(
@@ -106,7 +117,8 @@ class EndpointLine:
             raise TargetError(f"the endpoint's answer lacks {error}") from error
 
     def pieces(self, body: Mapping[str, Any]) -> Iterator[str]:
-        for chunk in self._transport.stream("/v1/chat/completions", {**body, "stream": True}):
+        asked = {**self._model, **body, "stream": True}
+        for chunk in self._transport.stream("/v1/chat/completions", asked):
             for choice in chunk.get("choices", ()):
                 if piece := choice.get("delta", {}).get("content"):
                     yield piece

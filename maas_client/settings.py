@@ -3,10 +3,12 @@
 Sources, the later ones winning for a name given twice:
 
     built in              local
-    $MAAS_HOME/mock       mock, while `maas mock serve` runs
+    $MAAS_HOME/mock       mock and mock-foundry, while `maas mock serve` runs
     .azureml/config.json  azure, as the Azure CLI and azure-ai-ml write it
     environment           azure: AZURE_SUBSCRIPTION_ID, AZURE_RESOURCE_GROUP, AZUREML_WORKSPACE_NAME
-    maas.toml             [targets.NAME] with kind = "local" | "azure_ml"
+                          foundry: AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_API_KEY, or
+                          OPENAI_API_KEY, with OPENAI_BASE_URL where it is not OpenAI's own
+    maas.toml             [targets.NAME] with kind = "local" | "azure_ml" | "foundry"
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from maas_client.errors import SettingsError
 from maas_client.spec.home import mock_home
@@ -61,7 +64,74 @@ class AzureMLSettings:
         return self.resource_manager is not None
 
 
-TargetSettings = LocalSettings | AzureMLSettings
+_OPENAI = "https://api.openai.com/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundrySettings:
+    """A service with OpenAI's fine-tuning wire: Microsoft Foundry, Azure OpenAI, OpenAI, the mock."""
+
+    name: str
+    endpoint: str
+    """`https://RESOURCE.openai.azure.com`, or an address that ends with `/v1` as it is."""
+    api_key_env: str = ""
+    """Environment variable with the key; AZURE_OPENAI_API_KEY or OPENAI_API_KEY without it."""
+    ca: str | None = None
+    """PEM file of the authority that signed the service's certificate."""
+    subscription_id: str | None = None
+    """With `resource_group` and `account`: where models are deployed, through Azure's ARM."""
+    resource_group: str | None = None
+    account: str | None = None
+    """The resource's name."""
+    deployment_sku: str = "Standard"
+    resource_manager: str = "https://management.azure.com"
+    identity_endpoint: str | None = None
+    """Managed-identity endpoint that hands out tokens for ARM; without it `az` is asked."""
+    identity_header: str | None = field(default=None, repr=False)
+    api_key: str | None = field(default=None, repr=False)
+    """The mock's; a real one stays in the environment."""
+
+    @property
+    def base_url(self) -> str:
+        """Where the verbs start; ends with `/v1`."""
+        root = self.endpoint.rstrip("/")
+        return root if root.endswith("/v1") else f"{root.removesuffix('/openai')}/openai/v1"
+
+    @property
+    def is_azure(self) -> bool:
+        """Whether it is Azure's form of the wire, with `api-key` and deployments."""
+        return urlsplit(self.base_url).path.endswith("/openai/v1")
+
+    @property
+    def has_arm(self) -> bool:
+        """Whether it is known where models are deployed."""
+        return bool(self.subscription_id and self.resource_group and self.account)
+
+    def key(self) -> str:
+        """The key, out of the environment. One that is Azure's is shown to nobody else.
+
+        Raises:
+            SettingsError: there is none.
+        """
+        usual = ("AZURE_OPENAI_API_KEY", "OPENAI_API_KEY")
+        names = (self.api_key_env,) if self.api_key_env else usual[0 if self.is_azure else 1 :]
+        found = self.api_key or next(
+            (os.environ[name] for name in names if os.environ.get(name)), ""
+        )
+        if not found:
+            raise SettingsError(
+                f"target {self.name} has no key: {' and '.join(names)} not set",
+                hint=f"export {names[0]}=…, or name another variable with api_key_env in {SETTINGS_FILE}.",
+            )
+        return found
+
+    def key_header(self) -> dict[str, str]:
+        """The header that the service knows its caller by. A secret."""
+        key = self.key()
+        return {"api-key": key} if self.is_azure else {"Authorization": f"Bearer {key}"}
+
+
+TargetSettings = LocalSettings | AzureMLSettings | FoundrySettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +154,12 @@ class MockState:
     """The catalogue date, ISO."""
     base: str
     """What the train engine trains, in words."""
+    openai_url: str = ""
+    """The door that speaks OpenAI's wire; empty where the mock has none."""
+    api_key: str = field(default="", repr=False)
+    """Opens that door."""
+    openai_account: str = ""
+    """What ARM calls the resource behind it."""
 
 
 def mock_state(folder: Path | None = None) -> MockState | None:
@@ -95,7 +171,9 @@ def mock_state(folder: Path | None = None) -> MockState | None:
         return None  # it was killed: the file is a leftover
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-        return MockState(**{entry.name: raw[entry.name] for entry in fields(MockState)})
+        needed = {entry.name for entry in fields(MockState) if entry.default is MISSING}
+        given = {entry.name for entry in fields(MockState) if entry.name in raw}
+        return MockState(**{name: raw[name] for name in needed | given})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -110,8 +188,12 @@ def load_targets(folder: Path | None = None) -> dict[str, TargetSettings]:
     targets: dict[str, TargetSettings] = {"local": LocalSettings()}
     if (state := mock_state()) is not None:
         targets["mock"] = _mock(state)
+        if state.openai_url:
+            targets["mock-foundry"] = _mock_foundry(state)
     if (azure := _azure_environment() or _azureml_config(here)) is not None:
         targets["azure"] = azure
+    if (foundry := _foundry_environment()) is not None:
+        targets["foundry"] = foundry
     if (file := _find(here, SETTINGS_FILE)) is not None:
         targets |= _toml(file)
     return targets
@@ -127,11 +209,16 @@ def find_target(name: str, folder: Path | None = None) -> TargetSettings:
     if name in targets:
         return targets[name]
     hint = f"Known: {', '.join(targets)}. "
-    if name == "mock":
+    if name in ("mock", "mock-foundry"):
         hint += "`maas mock serve` starts the mock."
     elif name == "azure":
         hint += (
             "Put config.json of your workspace into .azureml/, or [targets.azure] into maas.toml."
+        )
+    elif name == "foundry":
+        hint += (
+            "Set AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_API_KEY (or OPENAI_API_KEY), or add "
+            f'[targets.foundry] with kind = "foundry" and endpoint to {SETTINGS_FILE}.'
         )
     else:
         hint += f"Add [targets.{name}] to {SETTINGS_FILE}."
@@ -149,6 +236,21 @@ def _mock(state: MockState) -> AzureMLSettings:
         ca=state.ca,
         identity_endpoint=state.identity_endpoint,
         identity_header=state.identity_header,
+    )
+
+
+def _mock_foundry(state: MockState) -> FoundrySettings:
+    return FoundrySettings(
+        name="mock-foundry",
+        endpoint=state.url,  # Azure's way to it, where models are deployed before they answer
+        ca=state.ca,
+        subscription_id=state.subscription_id,
+        resource_group=state.resource_group,
+        account=state.openai_account,
+        resource_manager=state.url,
+        identity_endpoint=state.identity_endpoint,
+        identity_header=state.identity_header,
+        api_key=state.api_key,
     )
 
 
@@ -187,6 +289,14 @@ def _azure_environment() -> AzureMLSettings | None:
     return AzureMLSettings("azure", subscription, group, workspace)
 
 
+def _foundry_environment() -> FoundrySettings | None:
+    """An endpoint is what it is; OpenAI's key alone is for OpenAI's own."""
+    ca = os.environ.get("SSL_CERT_FILE")
+    named = os.environ.get("AZURE_OPENAI_ENDPOINT") or os.environ.get("OPENAI_BASE_URL")
+    endpoint = named or (_OPENAI if os.environ.get("OPENAI_API_KEY") else None)
+    return FoundrySettings("foundry", endpoint, ca=ca) if endpoint else None
+
+
 def _toml(file: Path) -> dict[str, TargetSettings]:
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -198,7 +308,12 @@ def _toml(file: Path) -> dict[str, TargetSettings]:
     return {name: _toml_target(file, name, entry) for name, entry in entries.items()}
 
 
-_KINDS: Mapping[str, type[TargetSettings]] = {"local": LocalSettings, "azure_ml": AzureMLSettings}
+_KINDS: Mapping[str, type[TargetSettings]] = {
+    "local": LocalSettings,
+    "azure_ml": AzureMLSettings,
+    "foundry": FoundrySettings,
+}
+_NEVER_IN_A_FILE = frozenset({"name", "identity_header", "api_key"})
 
 
 def _toml_target(file: Path, name: str, entry: Any) -> TargetSettings:
@@ -208,7 +323,7 @@ def _toml_target(file: Path, name: str, entry: Any) -> TargetSettings:
             f"{file}: [targets.{name}] has kind {kind!r}",
             hint=f"kind is one of {', '.join(_KINDS)}.",
         )
-    allowed = {item.name for item in fields(_KINDS[kind])} - {"name", "identity_header"}
+    allowed = {item.name for item in fields(_KINDS[kind])} - _NEVER_IN_A_FILE
     given = {key: value for key, value in entry.items() if key != "kind"}
     if unknown := sorted(set(given) - allowed):
         raise SettingsError(

@@ -52,6 +52,11 @@ class Doors:
         return str(read_json(self.mock.home / "secrets.json")["api_key"])
 
     @property
+    def pid(self) -> int:
+        """The server's, also after it was started again."""
+        return int(read_json(self.mock.home / "server.json")["pid"])
+
+    @property
     def context(self) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=self.mock.state.ca)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from maas_client.cli import hosting, jobs, render
+from maas_client.cli import files, hosting, jobs, parcels, render
 from maas_client.cli.options import Base, JobFile, Json, Name, New, Simulate, TargetName
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(files.app, name="files")
 app.add_typer(hosting.endpoints, name="endpoints")
 app.add_typer(hosting.targets, name="targets")
 app.command()(jobs.follow)
@@ -99,7 +100,8 @@ def run(
     place = flow.open_target(target, engine="simulate" if simulate else "train")
     ready = flow.plan_job(job_file, place, base=base, name=name)
     render.plan_brief(ready, as_json=as_json)
-    handle = flow.submit(ready, place, new=new)
+    with parcels.uploads(place, as_json=as_json):
+        handle = flow.submit(ready, place, new=new)
     jobs.say_if_found(handle, as_json=as_json)
     with_base = f" --base {base}" if base else ""
     again = f"maas run {job_file} --target {target}{with_base} --name {handle.id}"
@@ -128,13 +130,17 @@ def submit(
     place = flow.open_target(target)
     ready = flow.plan_job(job_file, place, base=base, name=name)
     render.plan_brief(ready, as_json=as_json)
-    handle = flow.submit(ready, place, new=new)
+    with parcels.uploads(place, as_json=as_json):
+        handle = flow.submit(ready, place, new=new)
     jobs.say_if_found(handle, as_json=as_json)
     if not wait:
         render.job(handle.get(), as_json=as_json)
         render.hint(f"maas follow {handle.id} --target {target}", as_json=as_json)
+        place.close()
         return 0
-    return jobs.follow_to_the_end(handle, as_json=as_json)
+    code = jobs.follow_to_the_end(handle, as_json=as_json)
+    place.close()
+    return code
 
 
 @app.command()

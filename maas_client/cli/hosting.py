@@ -25,7 +25,8 @@ def deploy(
 
     place = flow.open_target(target)
     render.endpoint(flow.deploy(model, place, endpoint=endpoint), as_json=as_json)
-    render.billing(target, as_json=as_json)
+    if getattr(place, "bills_hosting", True):
+        render.billing(target, as_json=as_json)
     place.close()
 
 
@@ -37,7 +38,7 @@ def list_endpoints(target: TargetName = "azure", as_json: Json = False) -> None:
     place = flow.open_target(target)
     found = flow.hosting(place).endpoints()
     render.endpoints(found, as_json=as_json)
-    if found:
+    if found and getattr(place, "bills_hosting", True):
         render.billing(target, as_json=as_json)
     place.close()
 

@@ -1,19 +1,24 @@
-"""`maas jobs`: list, show, logs, follow, cancel, download."""
+"""`maas jobs`: list, show, logs, follow, cancel, pause, resume, checkpoints, download."""
 
+# mypy: disable-error-code="type-abstract"
+# A protocol is asked after here, and never made.
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from maas_client.cli import render
+from maas_client.cli import parcels, render
 from maas_client.cli.options import Json, TargetName
 
 if TYPE_CHECKING:
     from maas_client.handle import JobHandle
+    from maas_client.targets.base import Target
 
 app = typer.Typer(help="Jobs of a target.", no_args_is_help=True, rich_markup_mode=None)
+Able = TypeVar("Able")
 JobId = Annotated[str, typer.Argument(help="The job's name.")]
 
 
@@ -24,7 +29,7 @@ def list_jobs(
     as_json: Json = False,
 ) -> None:
     """The newest jobs."""
-    place = _open(target)
+    place = open_place(target)
     render.jobs(place.list(limit=limit), as_json=as_json)
     place.close()
 
@@ -32,7 +37,7 @@ def list_jobs(
 @app.command()
 def show(job: JobId, target: TargetName = "local", as_json: Json = False) -> None:
     """One job; the reason of a failure."""
-    place = _open(target)
+    place = open_place(target)
     render.job(place.get(job), as_json=as_json)
     place.close()
 
@@ -40,7 +45,7 @@ def show(job: JobId, target: TargetName = "local", as_json: Json = False) -> Non
 @app.command()
 def logs(job: JobId, target: TargetName = "local", as_json: Json = False) -> None:
     """What happened so far."""
-    place = _open(target)
+    place = open_place(target)
     for event in place.events(job):
         render.event(event, as_json=as_json)
     place.close()
@@ -60,7 +65,7 @@ def follow(
     """
     from maas_client.handle import JobHandle
 
-    place = _open(target)
+    place = open_place(target)
     code = follow_to_the_end(JobHandle(place, job), as_json=as_json, after=after, only_events=True)
     place.close()
     return code
@@ -69,10 +74,38 @@ def follow(
 @app.command()
 def cancel(job: JobId, target: TargetName = "local", as_json: Json = False) -> None:
     """Ask a job to stop."""
-    place = _open(target)
+    place = open_place(target)
     place.cancel(job)
     render.job(place.get(job), as_json=as_json)
     place.close()
+
+
+@app.command()
+def pause(job: JobId, target: TargetName = "foundry", as_json: Json = False) -> None:
+    """Ask a job to wait; it keeps its place."""
+    from maas_client.targets.base import PausableTarget
+
+    with closing(open_place(target)) as place:
+        render.job(able(place, PausableTarget, "pause jobs").pause(job), as_json=as_json)
+
+
+@app.command()
+def resume(job: JobId, target: TargetName = "foundry", as_json: Json = False) -> None:
+    """Let a paused job go on."""
+    from maas_client.targets.base import PausableTarget
+
+    with closing(open_place(target)) as place:
+        render.job(able(place, PausableTarget, "resume jobs").resume(job), as_json=as_json)
+
+
+@app.command()
+def checkpoints(job: JobId, target: TargetName = "foundry", as_json: Json = False) -> None:
+    """The models that a job kept on its way; each can be deployed or asked."""
+    from maas_client.targets.base import CheckpointTarget
+
+    with closing(open_place(target)) as place:
+        found = able(place, CheckpointTarget, "keep checkpoints").checkpoints(job)
+        parcels.checkpoints(found, as_json=as_json)
 
 
 @app.command()
@@ -83,7 +116,7 @@ def download(
     as_json: Json = False,
 ) -> None:
     """Bring what an ended job left."""
-    place = _open(target)
+    place = open_place(target)
     render.run_dir(place.download(job, out or Path("runs") / job), as_json=as_json)
     place.close()
 
@@ -126,7 +159,23 @@ def say_if_found(handle: JobHandle, *, as_json: bool) -> None:
         )
 
 
-def _open(target: str):  # type: ignore[no-untyped-def]  # noqa: ANN202 - a Target; its module is heavy
-    from maas_client.flow import open_target
+def open_place(target: str) -> Target:
+    """The target of that name."""
+    from maas_client.flow import open_target  # heavy
 
     return open_target(target)
+
+
+def able(place: Target, kind: type[Able], what: str) -> Able:
+    """The target as one that can do that.
+
+    Raises:
+        TargetError: it cannot.
+    """
+    from maas_client.errors import TargetError
+
+    if not isinstance(place, kind):
+        raise TargetError(
+            f"{place.name} does not {what}", hint="Name another target with --target."
+        )
+    return place

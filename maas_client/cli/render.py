@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from maas_client.targets.base import Finding, Target
 
 UNKNOWN = "unknown"
+_SECRET = ("identity_header", "api_key")
 
 
 def line(text: str) -> None:
@@ -262,7 +263,7 @@ def stream(pieces: Iterator[str]) -> None:
 def targets(found: Mapping[str, TargetSettings], *, as_json: bool) -> None:
     """Targets with their settings; secrets are not among what is shown."""
     rows = {
-        name: {key: value for key, value in asdict(entry).items() if key != "identity_header"}
+        name: {key: value for key, value in asdict(entry).items() if key not in _SECRET}
         for name, entry in found.items()
     }
     if as_json:
@@ -272,6 +273,8 @@ def targets(found: Mapping[str, TargetSettings], *, as_json: bool) -> None:
     for name, row in rows.items():
         if "runs" in row:
             table.add_row(name, "local", row["runs"])
+        elif "endpoint" in row:
+            table.add_row(name, "foundry", row["endpoint"])
         else:
             kind = "azure_ml, a mock" if row["resource_manager"] else "azure_ml"
             table.add_row(name, kind, f"{row['resource_group']}/{row['workspace']}")

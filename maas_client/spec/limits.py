@@ -85,6 +85,10 @@ class Limits:
     honoured: frozenset[str]
     ignored: Mapping[str, str] = field(default_factory=dict)
     """Key -> why it changes nothing here."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Key -> why it, or this job's value, cannot be said here, and the nearest that can."""
+    said: Mapping[str, str] = field(default_factory=dict)
+    """Key -> how this job's value is said to the target, where that is not by its name."""
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tasks: tuple[str, ...] = ("chat_completion", "text_completion")

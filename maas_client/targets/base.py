@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from maas_client.jobs import Endpoint, Event, Job
+from maas_client.jobs import Checkpoint, Endpoint, Event, Job, StoredFile, Transfer
 from maas_client.plan import Plan
 from maas_client.spec.job import FineTuningJob
 from maas_client.spec.limits import Limits
@@ -92,3 +92,43 @@ class HostingTarget(Protocol):
 
     def undeploy(self, name: str) -> None:
         """Delete the endpoint; returns when it is gone."""
+
+
+@runtime_checkable
+class PausableTarget(Protocol):
+    """A target whose jobs can wait, and go on where they were."""
+
+    def pause(self, job_id: str) -> Job:
+        """Ask the job to wait. It is `paused` when `get` says so."""
+
+    def resume(self, job_id: str) -> Job:
+        """Let a paused job go on."""
+
+
+@runtime_checkable
+class CheckpointTarget(Protocol):
+    """A target that keeps the model of several steps."""
+
+    def checkpoints(self, job_id: str) -> Sequence[Checkpoint]:
+        """Those that are kept, the oldest first."""
+
+
+@runtime_checkable
+class FileTarget(Protocol):
+    """A target to which rows are uploaded."""
+
+    on_transfer: Callable[[Transfer], None]
+    """Told how each upload comes along, a few times a second; from other threads, one at a time."""
+
+    def files(self, *, limit: int = 50) -> Sequence[StoredFile]:
+        """The newest files first."""
+
+    def upload_file(self, file: Path) -> StoredFile:
+        """Upload rows, or find that they are there already. Goes on where an earlier try stopped."""
+
+    def delete_file(self, file_id: str) -> None:
+        """Delete a file.
+
+        Raises:
+            NotFoundError: there is none with that id.
+        """

@@ -23,8 +23,9 @@ from maas_client.targets.local import LocalTarget
 from tests.conftest import JOB, ROW
 from tests.mocking import Mock, running_mock
 
-PLACES = ("local+simulate", "local+train", "azure_ml+mock")
-SIMULATED = tuple(name for name in PLACES if name != "local+train")
+PLACES = ("local+simulate", "local+train", "azure_ml+mock", "foundry+mock")
+OWNING_UP = tuple(name for name in PLACES if name != "foundry+mock")
+"""Where a job's record has a place to say that it was simulated; OpenAI's wire has none."""
 TEXT = JOB.replace("hyperparameters:", 'hyperparameters:\n  num_train_epochs: "3"')
 ORDER = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.SUCCEEDED)
 
@@ -91,6 +92,7 @@ def opener(folder: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[s
             case "azure_ml+mock":
                 made = AzureMLTarget(request.getfixturevalue("mock").settings)
             case _:
+                pytest.importorskip("maas_client.targets.foundry")
                 assert request.getfixturevalue("mock").settings  # and the environment points at it
                 made = flow.open_target("mock-foundry")
         opened.append(made)
@@ -155,9 +157,11 @@ def test_metrics_say_step_and_loss_and_the_loss_falls(name: str, go: Go) -> None
 def test_another_process_reads_the_same_events_later(name: str, go: Go) -> None:
     journey = go(name)
     later = list(journey.elsewhere().events(journey.handle.id))
-    assert [(e.seq, e.kind, e.message, e.data) for e in later] == [
-        (e.seq, e.kind, e.message, e.data) for e in journey.events
-    ]
+    told = [(event.kind, event.message, event.data) for event in journey.events]
+    read = [(event.kind, event.message, event.data) for event in later]
+    if name == "foundry+mock":  # numbers are ours there, and a checkpoint's event comes late
+        told, read = sorted(told, key=repr), sorted(read, key=repr)
+    assert read == told
     rest = list(journey.elsewhere().events(journey.handle.id, after=2))
     assert [event.seq for event in rest] == [event.seq for event in later[2:]]
 
@@ -169,16 +173,18 @@ def test_the_download_is_a_run_directory(name: str, go: Go, folder: Path) -> Non
         assert file.is_file(), file
     status = run.read_status()
     assert status is not None
-    assert (status.status, status.simulated) == (JobStatus.SUCCEEDED, name != "local+train")
+    assert status.status is JobStatus.SUCCEEDED
     job, given = load_job(run.job_file), load_job(folder / "job.yaml")
     assert (job.task, job.model.asset_name) == (given.task, given.model.asset_name)
     assert job.hyperparameters.items() >= given.hyperparameters.items()
-    assert [metric["loss"] for metric in run.metrics() if "loss" in metric] == go(name).losses
+    losses = [metric["loss"] for metric in run.metrics() if "loss" in metric]
+    assert losses == pytest.approx(go(name).losses, abs=1e-4)
     numbers = [event.seq for event in run.events()]
     assert numbers == list(range(1, len(numbers) + 1))
     assert list(run.events())[-1].data == {"status": "succeeded"}
-    assert (run.adapter / "adapter_config.json").is_file()
-    assert (run.adapter / "adapter_model.safetensors").is_file()
+    has_weights = name != "foundry+mock"  # OpenAI's wire hands out none
+    assert (run.adapter / "adapter_config.json").is_file() is has_weights
+    assert (run.adapter / "adapter_model.safetensors").is_file() is has_weights
 
 
 @each
@@ -191,11 +197,18 @@ def test_the_job_says_what_it_is(name: str, go: Go) -> None:
         journey.place.name,
     )
     assert "Phi-3-mini-4k-instruct" in job.model
-    assert job.simulated is (name != "local+train")
     assert job.created_at
     assert job.ended_at
     assert job.ended_at >= job.created_at - 1
     assert job.error is None
+
+
+@pytest.mark.parametrize("name", OWNING_UP)
+def test_what_was_simulated_says_so_and_what_was_trained_does_not(name: str, go: Go) -> None:
+    journey = go(name)
+    status = journey.run.read_status()
+    assert status is not None
+    assert journey.handle.get().simulated is status.simulated is (name != "local+train")
 
 
 @each
@@ -262,7 +275,6 @@ def test_a_plan_is_for_the_target_that_it_was_made_for(name: str, go: Go) -> Non
         flow.submit(replace(journey.plan, target="other"), journey.place)
 
 
-def test_the_same_engine_tells_the_same_losses_on_every_target(go: Go) -> None:
-    told = {name: go(name).losses for name in SIMULATED}
-    first = told[SIMULATED[0]]
-    assert told == {name: pytest.approx(first, abs=1e-4) for name in told}
+@pytest.mark.parametrize("name", [name for name in PLACES if name.endswith("+mock")])
+def test_the_same_engine_tells_the_same_losses_on_every_target(name: str, go: Go) -> None:
+    assert go(name).losses == pytest.approx(go("local+simulate").losses, abs=1e-4)

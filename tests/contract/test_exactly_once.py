@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from maas_client.errors import TargetError
 from maas_client.plan import Plan
 from maas_client.spec.rundir import read_lines, write_json
 from maas_client.targets.azure_ml import AzureMLTarget
+from maas_client.targets.base import Target
+from tests.conftest import ROW
 from tests.fake_azure import MOCK
 from tests.mocking import Mock, mock_command, running_mock, start_mock
 from tests.wire import control, line_to, place_of
@@ -47,7 +50,7 @@ from maas_client.plan import plan_from_json
 from maas_client.spec.rundir import read_json
 from pathlib import Path
 plan = plan_from_json(read_json(Path(sys.argv[1])))
-flow.submit(plan, flow.open_target("mock"))
+flow.submit(plan, flow.open_target(plan.target))
 """
 
 
@@ -114,29 +117,32 @@ def names(client: httpx.Client, mock: Mock) -> list[str]:
     return found
 
 
-def felt(client: httpx.Client, mock: Mock, path: str) -> bool:
-    """Whether a request has met its slow fault."""
+def felt(client: httpx.Client, mock: Mock, story: Story) -> bool:
+    """Whether the story's request has met its slow fault."""
     controls = client.get("/__mock__/controls", headers=control(mock)).json()
-    return any(fault["fired"] for fault in controls["faults"]
-               if fault["kind"] == "slow" and fault["path"] == path)  # fmt: skip
+    slow = [fault for fault in controls["faults"] if fault["kind"] == "slow" and fault["fired"]]
+    return any(re.search(fault["path"], f"/jobs/{story.word}-") for fault in slow) or any(
+        "fine_tuning" in fault["path"] for fault in slow
+    )
 
 
-def die(story: Story, mock: Mock) -> None:
+def die(story: Story, mock: Mock, is_there: Callable[[], bool] | None = None) -> None:
     """A client submits, and is killed where the story says."""
     child = story.client()
     journal = story.folder / "home" / "submissions"
     with line_to(mock) as client:
         moments = {
             "at the intent": lambda: any(journal.glob("*.jsonl")),
-            "while it is sent": lambda: felt(client, mock, f"/jobs/{story.word}-"),
-            "once it is there": lambda: any(n.startswith(story.word) for n in names(client, mock)),
+            "while it is sent": lambda: felt(client, mock, story),
+            "once it is there": is_there
+            or (lambda: any(n.startswith(story.word) for n in names(client, mock))),
         }
         until(moments[story.death], child)
     child.send_signal(signal.SIGKILL)
     child.wait()
 
 
-def submit_again(story: Story, place: AzureMLTarget) -> str:
+def submit_again(story: Story, place: Target) -> str:
     """As a user would, until it is told which job it is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MAAS_HOME", str(story.folder / "home"))
@@ -200,3 +206,35 @@ def test_two_processes_and_a_server_that_is_killed_under_them_make_one_job(
         mock_command(home, "stop")
     (file,) = (story.folder / "home" / "submissions").iterdir()
     assert {line["job"] for line in read_lines(file)} <= {"", told}
+
+
+POSTS = [("nobody dies", fault) for fault in FAULTS] + [
+    (death, fault) for death in DEATHS[1:] for fault in ("no fault", "lost-reply")
+]
+
+
+def test_a_service_that_makes_a_job_of_each_request_gets_one_request_that_counts(
+    tmp_path: Path, job_folder: Path
+) -> None:
+    """OpenAI's wire: the id is the service's, and a POST that is sent twice would be two jobs."""
+    pytest.importorskip("maas_client.targets.foundry")
+    rows = [ROW.replace("tap", f"tap {number}") for number in range(12)]
+    (job_folder / "train.jsonl").write_text("\n".join(rows) + "\n")
+    with running_mock(tmp_path / "mock", *QUIET) as mock, line_to(mock) as client:
+        os.environ["MAAS_MOCK_HOME"] = str(mock.home)
+        place = flow.open_target("mock-foundry")
+        plan = flow.plan_job(job_folder / "job.yaml", place)
+        told = []
+        for number, (death, fault) in enumerate(POSTS):
+            story = write_story(tmp_path / f"{number}", plan, death, fault)
+            match = {"method": "POST", "path": "/fine_tuning/jobs$"}
+            faults = [entry | match for entry in story.faults()]
+            asked = {"faults": faults}
+            client.patch("/__mock__/controls", json=asked, headers=control(mock))
+            if death != "nobody dies":
+                die(story, mock, lambda n=number: len(place.list(limit=100)) > n)  # type: ignore[misc]
+            told.append(submit_again(story, place))
+        there = [job.id for job in place.list(limit=100)]
+        place.close()
+    assert sorted(there) == sorted(told)
+    assert len(set(told)) == len(POSTS)

@@ -10,6 +10,7 @@ import pytest
 from maas_client.errors import SettingsError
 from maas_client.settings import (
     AzureMLSettings,
+    FoundrySettings,
     LocalSettings,
     find_target,
     load_targets,
@@ -35,7 +36,15 @@ STATE = {
 @pytest.fixture(autouse=True)
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAAS_MOCK_HOME", str(tmp_path / "mock"))
-    for key in ("AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZUREML_WORKSPACE_NAME"):
+    for key in (
+        "AZURE_SUBSCRIPTION_ID",
+        "AZURE_RESOURCE_GROUP",
+        "AZUREML_WORKSPACE_NAME",
+        "AZURE_OPENAI_ENDPOINT",
+        "AZURE_OPENAI_API_KEY",
+        "OPENAI_BASE_URL",
+        "OPENAI_API_KEY",
+    ):
         monkeypatch.delenv(key, raising=False)
 
 
@@ -106,8 +115,98 @@ def test_a_wrong_maas_toml_is_said(tmp_path: Path, text: str, word: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "step"), [("mock", "maas mock serve"), ("azure", ".azureml"), ("x", "maas.toml")]
+    ("name", "step"),
+    [
+        ("mock", "maas mock serve"),
+        ("mock-foundry", "maas mock serve"),
+        ("azure", ".azureml"),
+        ("foundry", "AZURE_OPENAI_ENDPOINT"),
+        ("x", "maas.toml"),
+    ],
 )
 def test_an_unknown_target_names_the_next_step(tmp_path: Path, name: str, step: str) -> None:
     with pytest.raises(SettingsError, match=step):
         find_target(name, tmp_path)
+
+
+def test_a_mock_with_the_other_door_is_two_targets(tmp_path: Path) -> None:
+    (tmp_path / "mock").mkdir()
+    more = {"openai_url": f"{STATE['url']}/v1", "api_key": "k-secret", "openai_account": "acct"}
+    (tmp_path / "mock" / "server.json").write_text(json.dumps(STATE | more))
+    target = find_target("mock-foundry", tmp_path)
+    assert isinstance(target, FoundrySettings)
+    assert target.base_url == f"{STATE['url']}/openai/v1"
+    assert target.key_header() == {"api-key": "k-secret"}
+    assert target.has_arm
+    assert "secret" not in repr(target) + repr(mock_state())
+
+
+AZURE, OPENAI = "https://team.openai.azure.com", "https://api.openai.com/v1"
+
+
+@pytest.mark.parametrize(
+    ("given", "base", "header"),
+    [
+        (
+            {"AZURE_OPENAI_ENDPOINT": AZURE, "AZURE_OPENAI_API_KEY": "a", "OPENAI_API_KEY": "o"},
+            f"{AZURE}/openai/v1",
+            {"api-key": "a"},
+        ),
+        (
+            {"AZURE_OPENAI_ENDPOINT": f"{AZURE}/openai/v1/", "OPENAI_API_KEY": "o"},
+            f"{AZURE}/openai/v1",
+            {"api-key": "o"},
+        ),
+        ({"OPENAI_API_KEY": "o"}, OPENAI, {"Authorization": "Bearer o"}),
+        (
+            {
+                "OPENAI_BASE_URL": "http://x/v1",
+                "OPENAI_API_KEY": "o",
+                "AZURE_OPENAI_API_KEY": "a",
+            },
+            "http://x/v1",
+            {"Authorization": "Bearer o"},
+        ),
+    ],
+)
+def test_the_environment_makes_a_foundry_target(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, str],
+    base: str,
+    header: dict[str, str],
+) -> None:
+    for key, value in given.items():
+        monkeypatch.setenv(key, value)
+    target = find_target("foundry", tmp_path)
+    assert isinstance(target, FoundrySettings)
+    assert (target.base_url, target.key_header()) == (base, header)
+
+
+def test_azures_key_is_shown_to_no_other_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://x/v1")
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", "a")
+    target = find_target("foundry", tmp_path)
+    assert isinstance(target, FoundrySettings)
+    with pytest.raises(SettingsError, match="OPENAI_API_KEY"):
+        target.key()
+
+
+def test_a_key_comes_out_of_the_environment_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "maas.toml"
+    file.write_text(
+        f'[targets.t]\nkind = "foundry"\nendpoint = "{AZURE}"\napi_key_env = "MY_KEY"\n'
+    )
+    target = find_target("t", tmp_path)
+    assert isinstance(target, FoundrySettings)
+    with pytest.raises(SettingsError, match="MY_KEY"):
+        target.key()
+    monkeypatch.setenv("MY_KEY", "m")
+    assert target.key() == "m"
+    file.write_text(f'[targets.t]\nkind = "foundry"\nendpoint = "{AZURE}"\napi_key = "m"\n')
+    with pytest.raises(SettingsError, match="unknown keys: api_key"):
+        find_target("t", tmp_path)

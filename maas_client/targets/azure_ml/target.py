@@ -19,6 +19,7 @@ from maas_client.targets.azure_ml import findings, unpack, words
 from maas_client.targets.azure_ml.child import Child
 from maas_client.targets.azure_ml.log import EventLog
 from maas_client.targets.base import Finding
+from maas_client.targets.staging import staged
 
 Endpoints = list[Endpoint]
 
@@ -115,7 +116,7 @@ class AzureMLTarget:
             "resource_group": self._settings.resource_group,
             "workspace": self._settings.workspace,
         }
-        with unpack.staged(dest, origin) as (parcel, run):
+        with staged(dest, origin) as (parcel, run):
             raw = self._child.ask("download", name=job_id, folder=str(parcel))
             unpack.unpack(raw, run, words.job(raw["job"], target=self.name), origin)
         return RunDir(dest)
