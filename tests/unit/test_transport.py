@@ -255,3 +255,9 @@ def test_a_form_is_read_anew_for_each_try_and_told_once(tmp_path: Path) -> None:
 )
 def test_what_looks_like_a_secret_is_not_repeated(text: str) -> None:
     assert "abcdefghijkl" not in redact(f"so it was {text} that was wrong")
+
+
+def test_another_secret_in_an_answer_is_not_repeated() -> None:
+    body = {"error": {"message": "the key sk-abcdefghijkl is old", "code": "bad"}}
+    with pytest.raises(TargetError, match=r"the key \*\*\* is old"):
+        line_to(lambda _: httpx.Response(400, json=body)).get("/x")
