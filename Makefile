@@ -58,6 +58,8 @@ bench: $(VENV)/.ready .peers/moto/bin/moto_server
 	$(BIN)/python benchmarks/polling.py .peers/moto/bin/moto_server --write benchmarks/README.md
 	$(BIN)/python benchmarks/uploads.py .peers/azurite --write benchmarks/README.md
 	$(BIN)/python benchmarks/upload_memory.py --write benchmarks/README.md
+	$(BIN)/python -m benchmarks.foundry_uploads --write benchmarks/README.md
+	$(BIN)/python benchmarks/serving.py --write benchmarks/README.md
 
 live: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/live -m live -s -p no:randomly

@@ -306,6 +306,8 @@ def test_azure_sends_null_where_openai_sends_nothing(doors: Doors) -> None:
         job = tuned(client)
         theirs = bare.get(f"/v1/fine_tuning/jobs/{job.id}").json()
         azures = bare.get(f"/openai/fine_tuning/jobs/{job.id}?api-version={VERSION}").json()
-    for key in ("estimated_finish", "integrations", "metadata", "error", "validation_file"):
+    for key in ("estimated_finish", "integrations", "error", "validation_file"):
         assert key not in theirs
         assert azures[key] is None
+    assert azures["metadata"] == theirs["metadata"]
+    assert azures["metadata"]["mock_simulated"] == "true"  # the twin's own, once it has begun

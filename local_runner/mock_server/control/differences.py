@@ -21,7 +21,8 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
         "`rundata` lists no model among the outputs: azure-ai-ml 1.35's download crashes on one.",
         "Quality, duration and price are not the service's. The base that was really trained stands in the "
         "log, in the job's property `mockTrainedOn`, and in the model's; a simulated job says "
-        "`mockSimulated: true`.",
+        "`mockSimulated: true`. On OpenAI's wire the job's metadata says so: `mock_trained_on`, "
+        "`mock_simulated`.",
         "Retirement is judged by the catalogue's date (`--as-of`, default 2025-06-01), not by today.",
         "Hyperparameters that the local engine cannot do (half precision on a CPU) are accepted, as by the "
         "service, and the job then fails with that reason.",
