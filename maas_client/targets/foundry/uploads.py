@@ -30,6 +30,7 @@ WHOLE_UP_TO = 64 * 1000 * 1000
 PART = 16 * 1024 * 1024
 """The service takes parts of up to 64 MB; smaller ones lose less when a line breaks."""
 _AT_ONCE = 4
+_BLOCK = 1024 * 1024
 _PURPOSE = "fine-tune"
 _GONE = frozenset({400, 404, 409, 410})
 """What a service says of an upload that it has forgotten, cancelled or completed."""
@@ -100,13 +101,14 @@ class Uploads:
 
         Args:
             file: rows, JSONL.
-            sha256: what the file was when the plan was made.
+            sha256: what the file was when the plan was made. A large file is then not read to know it:
+                it is read while it goes, and nothing is made of its parts if it is another one.
             on_transfer: told how far it has come.
 
         Raises:
             TargetError: the file is not what it was, or did not arrive as it is.
         """
-        load = _load(file, sha256)
+        load = _load(file, sha256, large=self._whole)
         with self._record(load) as place:
             record = self._read(place, load)
             if (there := self._known(record)) is not None:
@@ -167,7 +169,7 @@ class Uploads:
             return self._send_parts(load, place, record, meter)
         except NotFoundError as error:
             if error.code == "no_uploads":
-                return self._send_whole(load, meter)
+                return self._send_whole(_load(load.file, load.sha256, large=load.size), meter)
             raise
 
     def _send_whole(self, load: Load, meter: Meter) -> StoredFile:
@@ -237,12 +239,16 @@ class Uploads:
                 write_json(place, asdict(replace(record, parts=parts)))
 
         with _pool() as pool:
-            digest = pool.submit(_md5, load.file)
+            digests = pool.submit(_digests, load.file)
             missing = [number for number in range(count) if str(number) not in parts]
             _all([pool.submit(send, number) for number in missing])
             ids = [parts[str(number)] for number in range(count)]
-            body = {"part_ids": ids, "md5": digest.result()}
-        return self._complete(load, record.upload_id, body)
+            sha256, md5 = digests.result()
+        if sha256 != load.sha256:
+            with contextlib.suppress(TargetError):  # it ends by itself, too
+                self._line.post(f"/uploads/{record.upload_id}/cancel", {}, again="always")
+            raise _another(load.file)
+        return self._complete(load, record.upload_id, {"part_ids": ids, "md5": md5})
 
     def _complete(self, load: Load, upload: str, body: dict[str, Any]) -> StoredFile:
         try:
@@ -323,15 +329,20 @@ class Meter:
         self._tell(Transfer(self._name, self._sent, self._total, rate, left, note))
 
 
-def _load(file: Path, sha256: str | None) -> Load:
+def _load(file: Path, sha256: str | None, *, large: int) -> Load:
+    """The file as it is; one of more than `large` bytes is taken to be what the plan says, for now."""
     try:
         found = file.stat()
-        digest = file_digest(file)
+        digest = sha256 if sha256 and found.st_size > large else file_digest(file)
     except OSError as error:
         raise TargetError(f"{file}: {error.strerror}") from error
     if sha256 is not None and digest != sha256:
-        raise TargetError(f"{file} is not what it was when the plan was made", hint="Plan again.")
+        raise _another(file)
     return Load(file, file.name, found.st_size, digest, found.st_mtime_ns)
+
+
+def _another(file: Path) -> TargetError:
+    return TargetError(f"{file} is not what it was when the plan was made", hint="Plan again.")
 
 
 def _same(load: Load) -> None:
@@ -347,10 +358,14 @@ def _blank(record: Record) -> Record:
     return Record(record.endpoint, record.name, record.bytes, record.sha256, record.file_id)
 
 
-def _md5(file: Path) -> str:
+def _digests(file: Path) -> tuple[str, str]:
+    """sha256 and MD5, in one reading."""
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with file.open("rb") as stream:
-        made = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False))
-    return made.hexdigest()
+        while block := stream.read(_BLOCK):
+            sha256.update(block)
+            md5.update(block)
+    return sha256.hexdigest(), md5.hexdigest()
 
 
 @contextlib.contextmanager
