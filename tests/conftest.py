@@ -49,21 +49,21 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ["MAAS_HOME"] = str(home)
     os.environ["MAAS_MOCK_HOME"] = str(tmp_path_factory.mktemp("mock-home"))
     yield home
-    left = runners()
+    left = runners(tmp_path_factory.getbasetemp())
     assert not left, f"processes were left behind: {left}"
 
 
-def runners() -> dict[int, str]:
-    """Our own processes that are still there, by their command lines."""
+def runners(tests: Path) -> dict[int, str]:
+    """Processes of the tests of a folder that are still there, by their command lines."""
     found = {}
-    me = os.environ["MAAS_MOCK_HOME"].encode()
+    me = str(tests).encode()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes()
             environment = (folder / "environ").read_bytes()
         except OSError:
             continue
-        if b"local_runner" in words and me in environment:
+        if b"local_runner" in words and me in words + environment:
             found[int(folder.name)] = words.replace(b"\0", b" ").decode()
     return found
 

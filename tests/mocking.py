@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,7 +82,17 @@ def running_mock(home: Path, *options: str) -> Iterator[Mock]:
     try:
         yield mock
     finally:
-        mock_command(home, "stop")
+        end_mock(home)
+
+
+def end_mock(home: Path) -> None:
+    """Stop the mock of a home, and the engines that would outlive it."""
+    mock_command(home, "stop")
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_bytes()
+            if b"local_runner" in words and f"{home}/runs/".encode() in words:
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 def start_mock(home: Path, *options: str) -> Mock:

@@ -25,6 +25,7 @@ from rich.table import Table
 
 import maas_client as maas
 from maas_client.cli import render
+from maas_client.cli.progress import Live
 
 HERE = Path(__file__).parent
 JOB = HERE / "job.yaml"
@@ -92,8 +93,8 @@ def journey(target: maas.Target, base: str) -> tuple[maas.RunDir, list[str]]:
     with act("Submit and follow", f"maas submit {SHOWN} --target mock --wait"):
         job = maas.submit(plan, target)
         console.print(f"submitted as {job.id}")
-        with render.Live(as_json=False) as live:
-            for event in job.follow():
+        with Live(job.get(), as_json=False) as live:
+            for event in job.follow(on_line=live.on_line):
                 live.event(event)
         render.job(job.get(), as_json=False)
     with act("Download", f"maas jobs download {job.id} --target mock"):

@@ -27,7 +27,7 @@ from maas_client.targets.azure_ml import AzureMLTarget
 from maas_client.targets.base import Target
 from tests.conftest import ROW
 from tests.fake_azure import MOCK
-from tests.mocking import Mock, mock_command, running_mock, start_mock
+from tests.mocking import Mock, end_mock, running_mock, start_mock
 from tests.wire import control, line_to, place_of
 
 QUIET = ("--engine", "simulate", "--simulate-seconds", "600")
@@ -203,7 +203,7 @@ def test_two_processes_and_a_server_that_is_killed_under_them_make_one_job(
         with line_to(mock) as client:
             assert names(client, mock) == [told]
     finally:
-        mock_command(home, "stop")
+        end_mock(home)
     (file,) = (story.folder / "home" / "submissions").iterdir()
     assert {line["job"] for line in read_lines(file)} <= {"", told}
 

@@ -259,7 +259,7 @@ def test_what_is_not_served_says_so_and_is_not_tried_again(
     blob = patient.get_blob_client("box", "leased")
     blob.upload_blob(b"x", overwrite=True)
     for refused in (blob.acquire_lease, blob.create_snapshot, blob.get_blob_tags):
-        with pytest.raises(HttpResponseError, match="README") as error:
+        with pytest.raises(HttpResponseError, match="maas mock describe") as error:
             refused()
         assert code(error) == (501, "NotImplemented")
     with pytest.raises(HttpResponseError) as page:

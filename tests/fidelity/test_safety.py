@@ -184,7 +184,7 @@ def test_any_value_anywhere_in_a_job_is_taken_or_refused(
          "half a character", "NaN", "a huge number", "a zip bomb"],
 )  # fmt: skip
 @pytest.mark.parametrize(
-    "path", ["{W}/jobs/x", "{W}/data/x/versions/1", "{W}/serverlessEndpoints/xyz"]
+    "path", ["{W}/jobs/bomb", "{W}/data/bomb/versions/1", "{W}/serverlessEndpoints/bomb"]
 )
 def test_json_that_is_none_or_a_bomb_is_a_400(
     mock: Mock, client: httpx.Client, body: bytes, path: str

@@ -97,7 +97,7 @@ def test_what_will_not_pass_is_raised_at_once() -> None:
 
 
 def follow(target: Shaky, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(jobs_cli, "_open", lambda _: target)
+    monkeypatch.setattr(jobs_cli, "open_place", lambda _: target)
     return run_cli(["follow", "x", "--target", "shaky", *words])
 
 
