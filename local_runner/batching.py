@@ -137,8 +137,9 @@ class Batch:
     def _move(self, source: int, target: int) -> None:
         if source != target:
             row = self.rows[target] = self.rows[source]
-            with torch.inference_mode():
-                self.lean.memory.move(source, target, row.known)
+            if row.known:  # else nothing of it is there yet, perhaps not even its room
+                with torch.inference_mode():
+                    self.lean.memory.move(source, target, row.known)
 
 
 def _continue(rows: Sequence[Row], logits: Tensor) -> list[tuple[Row, int]]:

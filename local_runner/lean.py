@@ -144,11 +144,12 @@ class Memory:
         if slots <= have and length <= long:
             return
         layers, two, _, groups, _, size = self._shape
-        slots = max(have, slots)
+        # Slots that nobody is in are given back: what a crowd had is not kept beside a long text.
+        kept = min(have, slots)
         length = max(long, length + length // 4 + 64) if length > long else long
         # Zeros: what is masked is multiplied by zero all the same, and must be a number.
         cells = torch.zeros(layers, two, slots, groups, length, size, dtype=self._dtype)
-        cells[:, :, :have, :, :long] = self.cells
+        cells[:, :, :kept, :, :long] = self.cells[:, :, :kept]
         self.cells = cells
 
     def move(self, source: int, target: int, length: int) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from local_runner import adapters
 from local_runner.lean import PROJECTIONS, LowRank, Place
+from maas_client.errors import BaseModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +51,8 @@ def read(folder: Path) -> Lora | None:
         match = _KEY.fullmatch(key)
         if match is None or match[2] not in PROJECTIONS:
             return None
+        if not tensor.isfinite().all():  # it would spoil the answers of all that are in the batch
+            raise BaseModelError(f"{folder}: {key} holds numbers that are not finite")
         halves.setdefault((int(match[1]), match[2]), {})[match[3]] = tensor.float()
     rank = int(config["r"])
     scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)

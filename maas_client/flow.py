@@ -192,7 +192,7 @@ def collect(handle: JobHandle, dest: str | Path | None = None) -> RunDir:
         raise TargetError(f"job {job.id} {job.status}: {job.error or 'no reason given'}")
     if dest is None and isinstance(handle.target, LocalTarget):
         return RunDir(handle.target.path(job.id))
-    return handle.download(Path(dest) if dest else Path("runs") / job.id)
+    return handle.download(Path(dest) if dest else Path("runs") / Path(job.id).name)
 
 
 def deploy(model: str, target: Target, *, endpoint: str | None = None) -> Endpoint:

@@ -129,16 +129,19 @@ def exactly_once(
 
     if entry.state != "intent":
         journal.write(replace(entry, state="intent"))
-    known = entry
+    known, tries = entry, 0
     try:
         for turn in stamina.retry_context(
             on=_may_pass, attempts=_TRIES, timeout=None, wait_initial=0.2
         ):
+            tries = turn.num
             with turn:
                 job, found = attempt(known if turn.num == 1 else replace(known, state="intent"))
                 found = found and turn.num == 1
     except TargetError as error:
-        if not error.may_pass:
+        # What an earlier try may have done is not undone by a refusal of this one.
+        in_doubt = entry.state == "intent" or tries > 1 or error.may_pass
+        if not in_doubt:
             journal.write(replace(entry, state="refused", new=False))
         raise
     journal.write(replace(entry, state="submitted", job=job.id, new=False))

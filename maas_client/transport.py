@@ -141,7 +141,7 @@ class Transport:
     def read(self, path: str) -> Iterator[bytes]:
         """GET, and yield the bytes of the answer as they come."""
         with self._errors(), self._client.stream("GET", path) as response:
-            if response.is_error:
+            if not response.is_success:
                 response.read()
             self._raise_for(response)
             yield from response.iter_bytes(_CHUNK)
@@ -149,7 +149,7 @@ class Transport:
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Any]:
         """POST JSON, and yield the JSON of each server-sent event until `[DONE]`."""
         with self._errors(), self._client.stream("POST", path, json=dict(body)) as response:
-            if response.is_error:
+            if not response.is_success:
                 response.read()
             self._raise_for(response)
             for line in response.iter_lines():
@@ -195,7 +195,7 @@ class Transport:
             untouched = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
             kind = AmbiguousError if again == "never" and not untouched else UnreachableError
             raise _Failed(self._silence(error, kind), again == "always") from error
-        if response.is_error:
+        if not response.is_success:
             if form is not None:
                 form.take_back()
             raise _Failed(self._error(response, again), self._when(response, again))
@@ -224,7 +224,7 @@ class Transport:
         return event
 
     def _raise_for(self, response: httpx.Response) -> None:
-        if response.is_error:
+        if not response.is_success:
             raise self._error(response, "always")
 
     def _error(self, response: httpx.Response, again: Again) -> TargetError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import subprocess
@@ -117,8 +118,10 @@ class Child:
     def _read(self) -> None:
         assert self._process.stdout is not None  # noqa: S101 - opened as a pipe
         for line in self._process.stdout:
-            if line.startswith("{"):
-                self._hand_on(json.loads(line))
+            # A library may print what it likes, and a killed process leaves half a line.
+            with contextlib.suppress(ValueError):
+                if line.startswith("{"):
+                    self._hand_on(json.loads(line))
         self._process.wait()
         if self.fault is None:
             self.fault = tail(self._log) or "the model's process ended"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 
 def sparkline(values: Sequence[float], width: int) -> str:
     """The values as blocks, at most `width` of them; each stands for the mean of its share."""
+    values = [value for value in values if math.isfinite(value)]
     if not values or width < 1:
         return ""
     count = min(len(values), width)

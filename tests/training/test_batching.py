@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,11 +14,12 @@ import pytest
 import torch
 from transformers import Phi3Config, Phi3ForCausalLM
 
-from local_runner import adapters
+from local_runner import adapters, low_rank
 from local_runner.generate import Answer, Answerer, Ask
-from local_runner.lean import Chunk, Lean
+from local_runner.lean import Chunk, Lean, Memory
 from local_runner.models import base as bases
 from local_runner.speech import Ending
+from maas_client.errors import BaseModelError
 
 WORDS = ("tap", "a door that is red", "lamps?" * 9, "x", "the " * 20, "north", "12", "why not here")
 Reference = Callable[[Ask], list[int]]
@@ -177,6 +179,29 @@ def test_who_finds_no_memory_waits(answerer: Answerer, monkeypatch: pytest.Monke
     assert list(batch.waiting) == [second.row]
     finish(answerer)
     assert (len(made(first)), len(made(second))) == (20, 20)
+
+
+def test_an_adapter_with_a_number_that_is_none_is_refused(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    """In a batch it would spoil the answers of all others."""
+    from safetensors.torch import load_file, save_file
+
+    broken = Path(shutil.copytree(folders[0], tmp_path / "broken"))
+    weights = load_file(broken / adapters.WEIGHTS)
+    next(iter(weights.values()))[0, 0] = float("nan")
+    save_file(weights, broken / adapters.WEIGHTS)
+    with pytest.raises(BaseModelError, match="not finite"):
+        low_rank.read(broken)
+
+
+def test_room_that_a_crowd_had_is_not_kept_beside_a_long_text() -> None:
+    memory = Memory(layers=1, groups=1, size=2, dtype=torch.float32)
+    memory.reserve(8, 10)
+    memory.cells[:, :, :2] = 1.0
+    memory.reserve(2, 1000)
+    assert memory.cells.shape[2] == 2
+    assert bool((memory.cells[:, :, :, :, :10] == 1).all())
 
 
 def test_a_seed_answers_in_a_crowd_as_alone(answerer: Answerer, folders: list[Path]) -> None:

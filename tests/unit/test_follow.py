@@ -220,6 +220,7 @@ def test_log_lines_scroll_by_above_the_view() -> None:
 
 def test_a_sparkline_is_as_wide_as_asked_and_shows_the_fall() -> None:
     assert sparkline([3, 2, 1], 10) == "█▅▁"
+    assert sparkline([3, float("nan"), 2, float("inf"), 1], 10) == "█▅▁"
     assert sparkline([2.0, 2.0], 10) == "▁▁"
     assert sparkline([], 10) == sparkline([1.0], 0) == ""
     falling = sparkline([float(n) for n in range(1000, 0, -1)], 8)

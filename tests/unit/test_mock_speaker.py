@@ -51,6 +51,8 @@ for line in sys.stdin:
         dropped.add(words["cancel"])
         continue
     number, text = words["id"], words["messages"][0]["content"]
+    if text == "chatter":
+        print("{this is no JSON", flush=True)
     if text == "die":
         sys.exit("I die of it")
     if text == "drip":
@@ -99,6 +101,11 @@ def test_a_question_is_answered_while_others_are_and_by_the_same_process(
     long.close()  # type: ignore[attr-defined]
     wait_for(lambda: speaker.running() == 0)
     assert said(speaker, "pid") == first
+
+
+def test_what_a_library_prints_into_the_answers_stops_nobody(speaker: ChildSpeaker) -> None:
+    assert said(speaker, "chatter").startswith("chatter")
+    assert said(speaker, "hello").startswith("hello")
 
 
 def test_everybody_hears_of_it_when_the_process_dies_and_the_next_question_starts_another(

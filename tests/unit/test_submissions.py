@@ -379,3 +379,24 @@ def test_a_broken_journal_says_so(ready: Plan, home: Path) -> None:
     file.write_text("what?\n")
     with pytest.raises(SettingsError, match="broken"):
         submit(ready, Poster(Server()))
+
+
+def test_a_refusal_after_doubt_leaves_the_doubt() -> None:
+    """The first try may have made the job: `--new` must go on asking for that one."""
+    from maas_client.errors import AmbiguousError, AuthError
+    from maas_client.submissions import Entry, exactly_once, opened
+
+    def lost(_: Entry) -> tuple[Job, bool]:
+        raise AmbiguousError("no answer")
+
+    def closed(_: Entry) -> tuple[Job, bool]:
+        raise AuthError("the key has expired", status=401)
+
+    keys = []
+    for attempt in (lost, closed, closed):
+        with opened("doubted") as journal:
+            entry = journal.entry("somewhere", new=True)
+            keys.append(entry.key)
+            with pytest.raises(TargetError):
+                exactly_once(journal, entry, attempt)
+    assert len(set(keys)) == 1

@@ -47,7 +47,8 @@ def fetch(line: Transport, ids: Iterable[str], folder: Path) -> list[Path]:
     found = []
     for number, file_id in enumerate(ids):
         stored = words.stored_file(line.get(f"/files/{file_id}"))
-        file = folder / str(number) / (Path(stored.name).name or file_id)
+        name = Path(stored.name).name
+        file = folder / str(number) / (name if name not in ("", "..") else "file")
         file.parent.mkdir(parents=True)
         with file.open("wb") as stream:
             for chunk in line.read(f"/files/{file_id}/content"):
@@ -155,7 +156,8 @@ def _unpack_adapter(run: RunDir, file: Path) -> None:
             packed.extractall(folder)  # noqa: S202 - zipfile keeps to the folder by itself
     else:
         with tarfile.open(file) as tape:
-            tape.extractall(folder, filter="data")
+            plain = [member for member in tape if member.isfile() or member.isdir()]
+            tape.extractall(folder, plain, filter="data")  # no links: the folder is moved later
     configs = sorted(folder.rglob(_ADAPTER[0]), key=lambda found: len(found.parts))
     if not configs:
         raise TargetError(f"{file.name} holds no adapter: no {_ADAPTER[0]} is in it")

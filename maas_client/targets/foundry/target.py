@@ -91,7 +91,13 @@ class FoundryTarget:
                 f"the name {name}. Submit the same job again: it looks for this one first."
             )
             raise
-        job = words.job(raw, target=self.name)
+        try:
+            job = words.job(raw, target=self.name)
+        except (TargetError, KeyError, TypeError, AttributeError) as error:
+            raise AmbiguousError(
+                f"{self.name} took the job, and its answer cannot be read: {error}",
+                hint=f"`maas jobs list --target {self.name}` shows whether it is there.",
+            ) from error
         parcel.remember(self._settings.base_url, job.id, plan)
         return job
 
