@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from local_runner.mock_server.doors import asset
 from local_runner.mock_server.errors import conflict, not_found, user_error
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import WORKSPACE, Twin, system_data
@@ -94,32 +95,14 @@ class _Door:
         kind = given.get("dataType", before["dataType"])
         if kind != before["dataType"]:
             raise conflict(f"Data asset {name} is a {before['dataType']}, not a {kind}.")
-        kept = {key: given.get(key, before[key]) for key in ("isArchived", "tags", "description")}
-        self._twin.store.put("data container", name.lower(), kept)
+        asset.keep(self._twin, "data", name, given, before)
         return Reply(body=self._container(name))
 
     def _container(self, name: str) -> dict[str, Any]:
-        found = self._twin.store.list("data", prefix=f"{name.lower()}/")
-        if not found:
-            raise not_found("Data asset", name)
-        numbers = [int(doc.body["version"]) for doc in found if doc.body["version"].isdigit()]
-        kept = self._twin.store.get("data container", name.lower()) or {}
-        newest, first = found[0].body, found[-1].body
-        return {
-            "id": self._twin.arm_id("data", newest["name"]),
-            "name": newest["name"],
-            "type": "Microsoft.MachineLearningServices/workspaces/data",
-            "systemData": system_data(first["created"]),
-            "properties": {
-                "latestVersion": newest["version"],
-                "nextVersion": str(max(numbers, default=0) + 1),
-                "dataType": newest["properties"]["dataType"],
-                "isArchived": bool(kept.get("isArchived")),
-                "description": kept.get("description"),
-                "tags": kept.get("tags") or {},
-                "properties": {},
-            },
-        }
+        shown = asset.container(self._twin, "data", name, route="data", what="Data asset")
+        newest = self._twin.store.list("data", prefix=f"{name.lower()}/", limit=1)[0].body
+        shown["properties"]["dataType"] = newest["properties"]["dataType"]
+        return shown
 
     def versions(self, call: Call) -> Reply:
         """The newest first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from local_runner.mock_server.doors import model_source
+from local_runner.mock_server.doors import asset, model_source
 from local_runner.mock_server.errors import conflict, not_found
 from local_runner.mock_server.registration import store_uri
 from local_runner.mock_server.store import Body
@@ -78,30 +78,11 @@ class _Door:
         name, given = call.params["name"], call.properties()
         check_asset(given)
         before = self._container(name)["properties"]
-        kept = {key: given.get(key, before[key]) for key in ("isArchived", "tags", "description")}
-        self._twin.store.put("model container", name.lower(), kept)
+        asset.keep(self._twin, "model", name, given, before)
         return Reply(body=self._container(name))
 
     def _container(self, name: str) -> dict[str, Any]:
-        found = self._twin.store.list("model", prefix=f"{name.lower()}/")
-        if not found:
-            raise not_found("Model", name)
-        numbers = [int(doc.body["version"]) for doc in found if doc.body["version"].isdigit()]
-        kept = self._twin.store.get("model container", name.lower()) or {}
-        return {
-            "id": self._twin.arm_id("models", found[0].body["name"]),
-            "name": found[0].body["name"],
-            "type": "Microsoft.MachineLearningServices/workspaces/models",
-            "systemData": system_data(found[-1].body["created"]),
-            "properties": {
-                "latestVersion": found[0].body["version"],
-                "nextVersion": str(max(numbers, default=0) + 1),
-                "isArchived": bool(kept.get("isArchived")),
-                "description": kept.get("description"),
-                "tags": kept.get("tags") or {},
-                "properties": {},
-            },
-        }
+        return asset.container(self._twin, "model", name, route="models", what="Model")
 
     def versions(self, call: Call) -> Reply:
         """The newest first, as the SDK's label `latest` asks for."""
