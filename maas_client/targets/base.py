@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from maas_client.jobs import Checkpoint, Endpoint, Event, Job, StoredFile, Transfer
+from maas_client.errors import TargetError
+from maas_client.jobs import Checkpoint, Endpoint, Event, Job, JobStatus, StoredFile, Transfer
 from maas_client.plan import Plan
 from maas_client.spec.job import FineTuningJob
 from maas_client.spec.limits import Limits
@@ -132,3 +133,18 @@ class FileTarget(Protocol):
         Raises:
             NotFoundError: there is none with that id.
         """
+
+
+def known_status(words: Mapping[str, JobStatus], word: str) -> JobStatus:
+    """Our word for a service's, by its table.
+
+    Raises:
+        TargetError: the service says a word that we do not know; it never becomes "running".
+    """
+    try:
+        return words[word]
+    except KeyError:
+        raise TargetError(
+            f"the service reports the job status {word!r}, which is not known here",
+            hint="A newer version of maas-finetune may know it.",
+        ) from None

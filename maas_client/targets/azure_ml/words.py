@@ -16,6 +16,7 @@ from maas_client.errors import (
     UnreachableError,
 )
 from maas_client.jobs import Endpoint, Job, JobStatus
+from maas_client.targets.base import known_status
 
 Raw = Mapping[str, Any]
 
@@ -61,13 +62,7 @@ def job_status(word: str) -> JobStatus:
     Raises:
         TargetError: the service says a word that we do not know.
     """
-    try:
-        return _STATUS[word]
-    except KeyError:
-        raise TargetError(
-            f"the service reports the job status {word!r}, which is not known here",
-            hint="A newer version of maas-finetune may know it.",
-        ) from None
+    return known_status(_STATUS, word)
 
 
 def job(raw: Raw, *, target: str) -> Job:

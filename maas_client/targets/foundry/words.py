@@ -19,6 +19,7 @@ from maas_client.plan import Plan
 from maas_client.spec.catalog import ModelEntry, find_model
 from maas_client.spec.hyperparameters import KNOBS, Value
 from maas_client.spec.job import FineTuningJob
+from maas_client.targets.base import known_status
 from maas_client.transport import redact
 
 Raw = Mapping[str, Any]
@@ -167,13 +168,7 @@ def job_status(word: str) -> JobStatus:
     Raises:
         TargetError: the service says a word that we do not know.
     """
-    try:
-        return _STATUS[word]
-    except KeyError:
-        raise TargetError(
-            f"the service reports the job status {word!r}, which is not known here",
-            hint="A newer version of maas-finetune may know it.",
-        ) from None
+    return known_status(_STATUS, word)
 
 
 def job(raw: Raw, *, target: str) -> Job:
