@@ -164,19 +164,17 @@ def test_ctrl_c_in_a_real_process_leaves_the_job_alone(job_folder: Path) -> None
     with (job_folder / "runs" / "one" / "lock").open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # as its trainer would
         status.write_text(json.dumps(raw))
-        child = subprocess.Popen(
-            [sys.executable, "-m", "maas_client", "follow", "one", "--json"],
-            cwd=job_folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert child.stdout
-        first = child.stdout.readline()
-        child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=60)
+        command = [sys.executable, "-m", "maas_client", "follow", "one", "--json"]
+        with subprocess.Popen(
+            command, cwd=job_folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as child:
+            assert child.stdout and child.stderr
+            first = child.stdout.readline()
+            child.send_signal(signal.SIGINT)
+            # read(): communicate() leaves out what readline() took along with the first line.
+            out, err = first + child.stdout.read(), child.stderr.read()
     assert child.returncode == 130
-    told = [json.loads(line)["seq"] for line in (first + out).splitlines()]
+    told = [json.loads(line)["seq"] for line in out.splitlines()]
     assert told == list(range(1, len(told) + 1))
     assert "maas follow one --target local --json --after" in err
     assert "Traceback" not in err
