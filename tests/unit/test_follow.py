@@ -168,7 +168,8 @@ def test_ctrl_c_in_a_real_process_leaves_the_job_alone(job_folder: Path) -> None
         with subprocess.Popen(
             command, cwd=job_folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as child:
-            assert child.stdout and child.stderr
+            assert child.stdout
+            assert child.stderr
             first = child.stdout.readline()
             child.send_signal(signal.SIGINT)
             # read(): communicate() leaves out what readline() took along with the first line.
