@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from maas_client.errors import BaseModelError, DatasetError, Problem
 from maas_client.plan import TokenCount
-from maas_client.spec.dataset import TEXT_COLUMNS, numbered_rows
+from maas_client.spec.dataset import numbered_rows
+from maas_client.spec.task_rows import TEXT_COLUMNS
+from maas_client.spec.tasks import trainable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -146,14 +148,16 @@ def _trained(offsets: Sequence[Span], spans: Sequence[Span]) -> tuple[bool, ...]
     )
 
 
-def load_examples(tokenizer: ChatTokenizer, file: Path, *, max_length: int) -> list[Example]:
+def load_examples(
+    tokenizer: ChatTokenizer, file: Path, *, max_length: int, task: str = "chat_completion"
+) -> list[Example]:
     """Every row of a checked file as tokens.
 
     Raises:
         DatasetError: the template fails on a row, or leaves nothing of it to train; with its line.
     """
     examples: list[Example] = []
-    for chunk in _chunks(numbered_rows(file), 256):
+    for chunk in _chunks(trainable(numbered_rows(file), task), 256):
         lines, rows = zip(*chunk, strict=True)
         try:
             coded = tokenizer.encode(rows, max_length=max_length)

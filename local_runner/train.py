@@ -188,9 +188,9 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
     checkpoints.sweep(run_dir)
     tokenizer = ChatTokenizer(base.folder)
     length = max_length(bases.read_config(base.folder), int(plan.values["max_seq_length"] or -1))
-    rows = load_examples(tokenizer, Path(plan.training.path), max_length=length)
+    rows = load_examples(tokenizer, Path(plan.training.path), max_length=length, task=plan.job.task)
     held_out = (
-        load_examples(tokenizer, Path(plan.validation.path), max_length=length)
+        load_examples(tokenizer, Path(plan.validation.path), max_length=length, task=plan.job.task)
         if plan.validation
         else []
     )

@@ -36,11 +36,12 @@ from maas_client.settings import (
     TargetSettings,
     find_target,
 )
-from maas_client.spec.dataset import check
+from maas_client.spec.dataset import as_jsonl, check
 from maas_client.spec.job import NAME, DataInput, FineTuningJob
 from maas_client.spec.limits import Limits
 from maas_client.spec.loading import load_job
 from maas_client.spec.rundir import RunDir, read_json
+from maas_client.spec.tables import format_of
 from maas_client.targets import runner
 from maas_client.targets.base import HostingTarget, KeyedTarget, Target
 from maas_client.targets.local import LocalTarget
@@ -99,8 +100,11 @@ def plan_job(
             )
         job = job.model_copy(update={"name": name})
     limits = target.limits(job)
-    training = _data(job.training_data, job.task, file.parent)
-    validation = _data(job.validation_data, job.task, file.parent) if job.validation_data else None
+    training = _data(job.training_data, job.task, file.parent, limits)
+    validation = (
+        _data(job.validation_data, job.task, file.parent, limits) if job.validation_data else None
+    )
+    job = _sent(job, training, validation)
     info, tokens = None, None
     local = target if isinstance(target, LocalTarget) else None
     base = base or (local.base if local else None)
@@ -289,11 +293,25 @@ def hosting(target: Target) -> HostingTarget:
     return target
 
 
-def _data(data: DataInput, task: str, folder: Path) -> DataPlan:
+def _data(data: DataInput, task: str, folder: Path, limits: Limits) -> DataPlan:
     if data.is_remote:
         return DataPlan(data.path)
     file = data.local_path(folder)
-    return DataPlan(str(file), check(file, task))
+    report = check(file, task)
+    if report.ok and format_of(file) not in limits.formats:
+        made = as_jsonl(report)
+        return DataPlan(str(made), check(made, task), converted_from=str(file))
+    return DataPlan(str(file), report)
+
+
+def _sent(job: FineTuningJob, training: DataPlan, validation: DataPlan | None) -> FineTuningJob:
+    """The job with the files that are made of the user's in their place."""
+    made = {
+        key: getattr(job, key).model_copy(update={"path": data.path})
+        for key, data in (("training_data", training), ("validation_data", validation))
+        if data is not None and data.converted_from
+    }
+    return job.model_copy(update=made)
 
 
 def _base_and_tokens(

@@ -16,6 +16,7 @@ from maas_client.spec.dataset import DatasetReport
 from maas_client.spec.hyperparameters import KNOBS, Value, read
 from maas_client.spec.job import FineTuningJob
 from maas_client.spec.limits import Limits
+from maas_client.spec.tasks import TASKS
 
 Treatment = Literal["given", "default", "ignored", "refused"]
 Source = Literal["job file", "model default", "component default", "target"]
@@ -76,13 +77,16 @@ class DataPlan:
     """An absolute path on this disk, or a reference that only the target can read."""
     report: DatasetReport | None = None
     """None where the rows are elsewhere."""
+    converted_from: str | None = None
+    """The user's own file, where the target does not take its format and `path` is made of it."""
 
     def to_json(self) -> dict[str, Any]:
         report = self.report
         brief = None
         if report is not None:
             brief = {key: getattr(report, key) for key in ("rows", "bytes", "sha256", "turns")}
-        return {"path": self.path, **(brief or {})}
+        made = {"converted_from": self.converted_from} if self.converted_from else {}
+        return {"path": self.path, **(brief or {}), **made}
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +299,8 @@ def _data_from_json(raw: Mapping[str, Any] | None, task: str) -> DataPlan | None
     if "rows" not in raw:
         return DataPlan(raw["path"])
     fields = {key: raw[key] for key in ("rows", "bytes", "sha256", "turns")}
-    return DataPlan(raw["path"], DatasetReport(path=raw["path"], task=task, **fields))
+    report = DatasetReport(path=raw["path"], task=task, **fields)
+    return DataPlan(raw["path"], report, raw.get("converted_from"))
 
 
 def _resolve(
@@ -354,7 +359,11 @@ def _job_problems(job: FineTuningJob, limits: Limits) -> list[Problem]:
     problems = []
     if job.task not in limits.tasks:
         problems.append(
-            Problem(f"task {job.task} is not done here; {', '.join(limits.tasks)} are", code="task")
+            Problem(
+                f"task {job.task} is not done here; {', '.join(limits.tasks)} are",
+                hint=_task_hint(job, limits),
+                code="task",
+            )
         )
     if limits.needs_output_name and not job.registered_model:
         problems.append(
@@ -373,6 +382,17 @@ def _job_problems(job: FineTuningJob, limits: Limits) -> list[Problem]:
             )
         )
     return problems
+
+
+def _task_hint(job: FineTuningJob, limits: Limits) -> str:
+    """What to do about a task that only a local run has."""
+    if job.task not in TASKS or not limits.hosts:
+        return ""
+    rows = "" if job.training_data.is_remote else f" {job.training_data.path}"
+    return (
+        f"run it with --target local; or `maas convert{rows} --task {job.task} --out chat.jsonl` "
+        "writes its rows as conversations, which are trained as chat_completion"
+    )
 
 
 def _data_problems(name: str, data: DataPlan | None, limits: Limits) -> list[Problem]:
@@ -425,10 +445,15 @@ def _value_warnings(resolved: tuple[Resolved, ...]) -> list[str]:
 
 
 def _data_warnings(name: str, data: DataPlan | None) -> list[str]:
-    if data is None or data.report is None or not data.report.warnings:
+    if data is None or data.report is None:
         return []
-    first, count = data.report.warnings[0], len(data.report.warnings)
-    return [f"{name}: {count} remark{'s' if count > 1 else ''}, the first on {first}."]
+    said = []
+    if data.converted_from:
+        said.append(f"{name}: {data.converted_from} is not JSONL; {data.path} is sent, made of it.")
+    if data.report.warnings:
+        first, count = data.report.warnings[0], len(data.report.warnings)
+        said.append(f"{name}: {count} remark{'s' if count > 1 else ''}, the first on {first}.")
+    return said
 
 
 def _token_warnings(tokens: TokenCount | None) -> list[str]:

@@ -24,6 +24,7 @@ _INNER = {
     "bad_rows": "InvalidTrainingData",
     "output_name": "MissingOutputName",
     "refused": "InvalidHyperParameter",
+    "task": "UnsupportedTask",
 }
 _TIERS = {tier.lower(): tier for tier in ("Null", "Spot", "Basic", "Standard", "Premium")}
 

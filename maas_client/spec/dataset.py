@@ -1,4 +1,4 @@
-"""What a training row may look like, per task. Checks a JSONL file whole and reports every bad row.
+"""A file of training rows: checked whole, with every bad row reported; read; and written as JSONL.
 
 The client runs it before it sends a file, the mock server when a job arrives: the same code, so
 the two cannot disagree.
@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from maas_client.errors import DatasetError, Problem
-from maas_client.spec.json_place import JsonPath, column_of, key_column
+from maas_client.spec.chat_rows import trained_turns
+from maas_client.spec.home import home
+from maas_client.spec.json_place import column_of, key_column
+from maas_client.spec.rows import Fault
+from maas_client.spec.rundir import file_digest, write_whole
+from maas_client.spec.tables import format_of, records
+from maas_client.spec.tasks import Task, find_task
 
 MAX_BYTES = 512 * 1024 * 1024
 """Azure's limit for a training file (fine-tune-serverless, 2025-03-11)."""
@@ -24,17 +30,6 @@ MAX_ROW_BYTES = 8 * 1024 * 1024
 
 MAX_REPORTED = 10_000
 """Bad rows that are described one by one; the rest are counted."""
-
-ROLES = ("system", "user", "assistant", "tool")
-_MESSAGE_KEYS = ("role", "content", "name", "weight", "tool_calls", "tool_call_id")
-
-TEXT_COLUMNS: tuple[tuple[str, ...], ...] = (
-    ("text",),
-    ("text", "ground_truth"),
-    ("prompt", "ground_truth"),
-    ("prompt", "completion"),
-)
-"""Columns of a text_completion row: all of `text` is trained, or only the second column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,55 +57,35 @@ class DatasetReport:
         return asdict(self) | {"ok": self.ok}
 
 
-class _Bad(Exception):  # noqa: N818 - never leaves this module
-    """One fault of one row, by its place in the JSON."""
-
-    def __init__(
-        self, code: str, message: str, fix: str, at: JsonPath = (), *, key: bool = False
-    ) -> None:
-        super().__init__(message)
-        self.code, self.message, self.fix, self.at, self.key = code, message, fix, at, key
-
-
-RowCheck = Callable[[Any], Iterator[_Bad]]
-
-
 def check(path: str | Path, task: str, *, max_bytes: int = MAX_BYTES) -> DatasetReport:
-    """Check every row of a JSONL file.
+    """Check every row of a file: JSONL, or by its ending csv, tsv or parquet.
 
     Raises:
         DatasetError: the file cannot be read, or there is no row format for the task.
     """
     file = Path(path)
-    row_check = _row_check(task)
-    tally = _Tally()
+    tally = _Tally(find_task(task))
     try:
         size = file.stat().st_size
         if size > max_bytes:
             tally.refuse(
                 None, "too_large", f"{size:,} bytes; at most {max_bytes:,} are allowed", "split it"
             )
-            return tally.report(file, task, size, hashlib.sha256())
-        digest = hashlib.sha256()
-        with file.open("rb") as stream:
-            line = 0
-            while raw := stream.readline(MAX_ROW_BYTES + 1):
-                line += 1
-                digest.update(raw)
-                _check_line(raw, line, row_check, tally)
-                if tally.stopped:
-                    break
-            for rest in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(rest)
+            return tally.report(file, size, "")
+        if format_of(file) == "jsonl":
+            digest = _check_lines(file, tally)
+        else:
+            digest = file_digest(file)
+            _check_records(file, tally)
     except IsADirectoryError as error:
-        raise DatasetError(f"{file} is a folder", hint="Name the JSONL file in it.") from error
+        raise DatasetError(f"{file} is a folder", hint="Name the file of rows in it.") from error
     except OSError as error:
         raise DatasetError(
             f"{file}: {error.strerror}", hint="Paths are relative to the job file."
         ) from error
     if not tally.rows and not tally.problems:
         tally.refuse(None, "empty", "the file holds no row", "add at least one row")
-    return tally.report(file, task, size, digest)
+    return tally.report(file, size, digest)
 
 
 def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
@@ -121,14 +96,38 @@ def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
 
 def numbered_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The same, each with its line in the file, from 1."""
-    with Path(path).open(encoding="utf-8-sig") as stream:
+    file = Path(path)
+    if format_of(file) != "jsonl":
+        for number, record in records(file):
+            if isinstance(record, Fault):
+                raise DatasetError(f"{file}: line {number}: {record.message}", hint=record.fix)
+            yield number, record
+        return
+    with file.open(encoding="utf-8-sig") as stream:
         for number, line in enumerate(stream, start=1):
             if line.strip():
                 yield number, json.loads(line)
 
 
+def write_jsonl(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Write rows, one a line; the file is there whole or not at all."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, text.encode())
+
+
+def as_jsonl(report: DatasetReport) -> Path:
+    """The rows of a good file as JSONL, in a file of our own that is named by their content."""
+    file = Path(report.path)
+    place = home() / "converted" / report.sha256[:16] / f"{file.stem}.jsonl"
+    if not place.exists():
+        write_jsonl(read_rows(file), place)
+    return place
+
+
 @dataclass
 class _Tally:
+    task: Task
     rows: int = 0
     bad_rows: int = 0
     turns: int = 0
@@ -136,6 +135,8 @@ class _Tally:
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
     seen: dict[bytes, int] = field(default_factory=dict)
+    unread: set[str] = field(default_factory=set)
+    """Columns that were remarked on."""
 
     def refuse(
         self, line: int | None, code: str, message: str, fix: str, column: int | None = None
@@ -147,13 +148,45 @@ class _Tally:
         if len(self.warnings) < MAX_REPORTED:
             self.warnings.append(Problem(message, line=line, hint=fix, code=code))
 
-    def report(self, file: Path, task: str, size: int, digest: Any) -> DatasetReport:
+    def judge(self, line: int, row: Any, place: Callable[[Fault], int | None]) -> bool:
+        """Check a row's form; whether it is good."""
+        good = True
+        for fault in self.task.faults(row):
+            good = False
+            self.refuse(line, fault.code, fault.message, fault.fix, place(fault))
+        if good:
+            self.turns += trained_turns(row) if self.task.name == "chat_completion" else 1
+            self._remark_unread(line, row)
+        return good
+
+    def _remark_unread(self, line: int, row: Mapping[str, Any]) -> None:
+        if self.task.ask is None:
+            return
+        for column in sorted(set(row) - self.task.ask(row).read - self.unread):
+            self.unread.add(column)
+            said = f"{column} is not read for {self.task.name}, in this row and all others"
+            self.warn(line, "unread", said, "nothing to do, unless it was meant to be")
+
+    def note_repeat(self, line: int, content: bytes) -> None:
+        """Remark a row that was there before."""
+        key = hashlib.blake2b(content, digest_size=16).digest()
+        if first := self.seen.get(key):
+            self.warn(
+                line,
+                "duplicate",
+                f"the row repeats line {first}",
+                "delete it, unless it is meant to count twice",
+            )
+        else:
+            self.seen[key] = line
+
+    def report(self, file: Path, size: int, sha256: str) -> DatasetReport:
         return DatasetReport(
             path=str(file),
-            task=task,
+            task=self.task.name,
             rows=self.rows,
             bytes=size,
-            sha256=digest.hexdigest(),
+            sha256=sha256,
             bad_rows=self.bad_rows,
             problems=tuple(self.problems),
             warnings=tuple(self.warnings),
@@ -161,23 +194,35 @@ class _Tally:
         )
 
 
-def _check_line(raw: bytes, line: int, row_check: RowCheck, tally: _Tally) -> None:
-    if line == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        tally.refuse(1, "encoding", "the file is UTF-16", "save it as UTF-8", 1)
-        tally.stopped = True
-        return
-    if len(raw) > MAX_ROW_BYTES:
+def _check_lines(file: Path, tally: _Tally) -> str:
+    """Check JSONL, and return the file's sha256: it is read once, while it goes."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        line = 0
+        while not tally.stopped and (raw := stream.readline(MAX_ROW_BYTES + 1)):
+            line += 1
+            digest.update(raw)
+            _check_line(raw, line, tally)
+        for rest in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(rest)
+    return digest.hexdigest()
+
+
+def _check_records(file: Path, tally: _Tally) -> None:
+    for line, record in records(file):
         tally.rows += 1
-        tally.bad_rows += 1
-        tally.refuse(
-            line,
-            "row_too_large",
-            f"the row is longer than {MAX_ROW_BYTES:,} bytes",
-            "put one row on a line",
-        )
-        tally.stopped = (
-            True  # what follows is the middle of a row: nothing sensible can be said of it
-        )
+        if isinstance(record, Fault):
+            tally.bad_rows += 1
+            tally.refuse(line, record.code, record.message, record.fix)
+            continue
+        # In a table the message names the column; a place in the line would be counted by nobody.
+        tally.bad_rows += not tally.judge(line, record, lambda _: None)
+        tally.note_repeat(line, json.dumps(record, sort_keys=True, default=str).encode())
+
+
+def _check_line(raw: bytes, line: int, tally: _Tally) -> None:
+    if _is_no_line(raw, line, tally):
+        tally.stopped = True  # what follows is the middle of something
         return
     if line == 1:
         raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -186,59 +231,56 @@ def _check_line(raw: bytes, line: int, row_check: RowCheck, tally: _Tally) -> No
             tally.warn(line, "blank_line", "the line is blank, and is skipped", "delete it")
         return
     tally.rows += 1
-    bad = False
-    for code, message, fix, column in _row_faults(raw, row_check, tally):
-        bad = True
-        tally.refuse(line, code, message, fix, column)
-    tally.bad_rows += bad
-    key = hashlib.blake2b(raw.strip(), digest_size=16).digest()
-    if first := tally.seen.get(key):
-        tally.warn(
-            line,
-            "duplicate",
-            f"the row repeats line {first}",
-            "delete it, unless it is meant to count twice",
-        )
+    try:
+        text, row = _decode(raw)
+    except Fault as fault:
+        tally.bad_rows += 1
+        column = int(fault.at[0]) if fault.at else None
+        tally.refuse(line, fault.code, fault.message, fault.fix, column)
     else:
-        tally.seen[key] = line
+
+        def place(fault: Fault) -> int | None:
+            return key_column(text, fault.at) if fault.key else column_of(text, fault.at)
+
+        tally.bad_rows += not tally.judge(line, row, place)
+    tally.note_repeat(line, raw.strip())
 
 
-def _row_faults(
-    raw: bytes, row_check: RowCheck, tally: _Tally
-) -> Iterator[tuple[str, str, str, int | None]]:
+def _is_no_line(raw: bytes, line: int, tally: _Tally) -> bool:
+    """Whether this is no line of UTF-8 that could hold a row; said, where it is so."""
+    if line == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        tally.refuse(1, "encoding", "the file is UTF-16", "save it as UTF-8", 1)
+        return True
+    if len(raw) <= MAX_ROW_BYTES:
+        return False
+    tally.rows += 1
+    tally.bad_rows += 1
+    said = f"the row is longer than {MAX_ROW_BYTES:,} bytes"
+    tally.refuse(line, "row_too_large", said, "put one row on a line")
+    return True
+
+
+def _decode(raw: bytes) -> tuple[str, Any]:
+    """The line as text, and the row in it.
+
+    Raises:
+        Fault: it is no JSON; `at` is the column, where it is known.
+    """
+    fix = "a row is one JSON object on one line"
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         column = len(raw[: error.start].decode("utf-8", "replace")) + 1
-        yield (
-            "encoding",
-            f"byte 0x{raw[error.start]:02x} is not UTF-8",
-            "save the file as UTF-8",
-            column,
-        )
-        return
+        said = f"byte 0x{raw[error.start]:02x} is not UTF-8"
+        raise Fault("encoding", said, "save the file as UTF-8", (column,)) from error
     try:
-        row = _DECODER.decode(text.rstrip("\r\n"))
+        return text, _DECODER.decode(text.rstrip("\r\n"))
     except json.JSONDecodeError as error:
-        fix = "a row is one JSON object on one line"
-        yield "not_json", f"not JSON: {error.msg.lower()}", fix, error.colno
-        return
-    except _Bad as error:
-        yield error.code, error.message, error.fix, None
-        return
-    except RecursionError:
-        yield "not_json", "nested too deeply", "a row is a flat object", 1
-        return
-    except ValueError:  # Python reads no number of thousands of digits
-        yield "not_json", "a number is too long", "write it as text", None
-        return
-    found = False
-    for fault in row_check(row):
-        found = True
-        column = key_column(text, fault.at) if fault.key else column_of(text, fault.at)
-        yield fault.code, fault.message, fault.fix, column
-    if not found:
-        tally.turns += _trained_turns(row)
+        raise Fault("not_json", f"not JSON: {error.msg.lower()}", fix, (error.colno,)) from error
+    except RecursionError as error:
+        raise Fault("not_json", "nested too deeply", "a row is a flat object", (1,)) from error
+    except ValueError as error:  # Python reads no number of thousands of digits
+        raise Fault("not_json", "a number is too long", "write it as text") from error
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -246,192 +288,12 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(data) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise _Bad("duplicate_key", f"{twice!r} is given twice in one object", "keep one")
+        raise Fault("duplicate_key", f"{twice!r} is given twice in one object", "keep one")
     return data
 
 
 def _constant(word: str) -> Any:
-    raise _Bad("not_json", f"{word} is not JSON", "use null or a number")
+    raise Fault("not_json", f"{word} is not JSON", "use null or a number")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant)
-
-
-def _trained_turns(row: dict[str, Any]) -> int:
-    messages = row.get("messages")
-    if messages is None:
-        return 1
-    return sum(m["role"] == "assistant" and m.get("weight", 1) != 0 for m in messages)
-
-
-def _row_check(task: str) -> RowCheck:
-    checks: dict[str, RowCheck] = {"chat_completion": _chat_row, "text_completion": _text_row}
-    if task not in checks:
-        raise DatasetError(
-            f"rows for task {task} cannot be checked yet",
-            hint=f"Tasks whose rows are known: {', '.join(checks)}.",
-        )
-    return checks[task]
-
-
-def _text_row(row: Any) -> Iterator[_Bad]:
-    if not isinstance(row, dict):
-        yield _Bad(
-            "not_an_object", f"the row is {_kind(row)}, not an object", 'write {"text": "…"}'
-        )
-        return
-    columns = tuple(row)
-    if not any(set(columns) == set(known) for known in TEXT_COLUMNS):
-        formats = "; ".join(" + ".join(known) for known in TEXT_COLUMNS)
-        yield _Bad(
-            "columns", f"the row has the keys {', '.join(columns) or '(none)'}", f"use {formats}"
-        )
-        return
-    for key, value in row.items():
-        yield from _text_faults(value, (key,), key)
-
-
-def _chat_row(row: Any) -> Iterator[_Bad]:
-    if not isinstance(row, dict):
-        fix = 'write {"messages": […]}'
-        yield _Bad("not_an_object", f"the row is {_kind(row)}, not an object", fix)
-        return
-    for key in row:
-        if key not in ("messages", "tools"):
-            fix = "remove it; only messages (and tools) are read"
-            yield _Bad("unknown_key", f"{key!r} is not a key of a chat row", fix, (key,), key=True)
-    messages = row.get("messages")
-    if not isinstance(messages, list) or not messages:
-        what = "an empty list" if messages == [] else _kind(messages)
-        message = f"messages is {what}" if "messages" in row else "the row has no messages"
-        yield _Bad(
-            "no_messages", message, "write a list of turns, the last the assistant's", ("messages",)
-        )
-        return
-    yield from _turns(messages)
-
-
-def _turns(messages: list[Any]) -> Iterator[_Bad]:
-    ordered = True  # whether the roles are all known, so that their order can be judged
-    for index, message in enumerate(messages):
-        for fault in _message(message, index):
-            ordered = ordered and fault.code not in ("role", "not_an_object", "tool_calls")
-            yield fault
-    if ordered:
-        yield from _order(messages)
-
-
-def _message(message: Any, index: int) -> Iterator[_Bad]:
-    at: JsonPath = ("messages", index)
-    if not isinstance(message, dict):
-        yield _Bad(
-            "not_an_object",
-            f"turn {index + 1} is {_kind(message)}, not an object",
-            "write role and content",
-            at,
-        )
-        return
-    for key in message:
-        if key not in _MESSAGE_KEYS:
-            fix = f"allowed: {', '.join(_MESSAGE_KEYS)}"
-            yield _Bad("unknown_key", f"{key!r} is not a key of a turn", fix, (*at, key), key=True)
-    role = message.get("role")
-    if role not in ROLES:
-        what = "has no role" if role is None else f"has the role {role!r}"
-        yield _Bad("role", f"turn {index + 1} {what}", f"use {', '.join(ROLES)}", (*at, "role"))
-        return
-    yield from _content(message, at, index)
-    if "weight" in message:
-        weight = message["weight"]
-        if role != "assistant" or isinstance(weight, bool) or weight not in (0, 1):
-            fix = "only an assistant turn takes a weight, 0 (not trained) or 1"
-            yield _Bad(
-                "weight", f"turn {index + 1} ({role}) has weight {weight!r}", fix, (*at, "weight")
-            )
-
-
-def _content(message: dict[str, Any], at: JsonPath, index: int) -> Iterator[_Bad]:
-    calls = message.get("tool_calls")
-    if calls is not None and (
-        message["role"] != "assistant" or not isinstance(calls, list) or not calls
-    ):
-        yield _Bad(
-            "tool_calls",
-            f"turn {index + 1} has bad tool_calls",
-            "a list, in an assistant turn",
-            (*at, "tool_calls"),
-        )
-    elif calls and message.get("content") is None:
-        return
-    if "content" not in message:
-        yield _Bad(
-            "no_content", f"turn {index + 1} ({message['role']}) has no content", "add content", at
-        )
-        return
-    yield from _text_faults(
-        message["content"], (*at, "content"), f"the content of turn {index + 1}"
-    )
-
-
-def _text_faults(value: Any, at: JsonPath, name: str) -> Iterator[_Bad]:
-    if not isinstance(value, str):
-        yield _Bad("not_text", f"{name} is {_kind(value)}, not text", "write a string", at)
-    elif not value.strip():
-        yield _Bad("empty_content", f"{name} is empty", "write the text, or delete the row", at)
-    elif any("\ud800" <= char <= "\udfff" for char in value):
-        yield _Bad(
-            "encoding",
-            f"{name} holds half a character (a lone surrogate)",
-            "write the whole character",
-            at,
-        )
-
-
-_NEXT = {
-    "start": ("system", "user"),
-    "system": ("user",),
-    "user": ("assistant",),
-    "assistant": ("user", "tool"),
-    "tool": ("tool", "assistant"),
-}
-
-
-def _order(messages: list[dict[str, Any]]) -> Iterator[_Bad]:
-    before = "start"
-    for index, message in enumerate(messages):
-        role = message["role"]
-        allowed = _NEXT[before]
-        if before == "assistant" and not messages[index - 1].get("tool_calls"):
-            allowed = ("user",)
-        if role not in allowed:
-            where = "opens the conversation" if before == "start" else f"follows {before}"
-            fix = f"expected {' or '.join(allowed)} here"
-            yield _Bad("order", f"turn {index + 1} ({role}) {where}", fix, ("messages", index))
-            return
-        before = role
-    last = len(messages) - 1
-    if before != "assistant":
-        fix = "end with the answer that is to be learned"
-        yield _Bad("order", f"the last turn is {before}", fix, ("messages", last))
-    elif not _trained_turns({"messages": messages}):
-        fix = "give at least one assistant turn the weight 1"
-        yield _Bad(
-            "weight",
-            "every assistant turn has weight 0: nothing would be trained",
-            fix,
-            ("messages", last),
-        )
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    names = {
-        bool: "true/false",
-        int: "a number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-        dict: "an object",
-    }
-    return names.get(type(value), type(value).__name__)

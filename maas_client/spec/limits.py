@@ -10,6 +10,8 @@ from maas_client.spec import dataset
 from maas_client.spec.catalog import ModelEntry, catalog, find_model
 from maas_client.spec.hyperparameters import KNOBS
 from maas_client.spec.job import ModelInput
+from maas_client.spec.tables import FORMATS
+from maas_client.spec.tasks import TASKS
 
 RUNNER_HONOURS = frozenset(
     {
@@ -92,6 +94,8 @@ class Limits:
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tasks: tuple[str, ...] = ("chat_completion", "text_completion")
+    formats: tuple[str, ...] = ("jsonl",)
+    """How rows may be written; what is written otherwise is made JSONL before it is sent."""
     max_bytes: int = dataset.MAX_BYTES
     min_rows: int = 1
     needs_local_data: bool = False
@@ -117,6 +121,8 @@ def local_limits(model: ModelInput, *, target: str = "local") -> Limits:
         honoured=RUNNER_HONOURS,
         ignored=RUNNER_IGNORES,
         choices=RUNNER_CHOICES,
+        tasks=tuple(TASKS),
+        formats=FORMATS,
         needs_local_data=True,
         refusals=refusals,
     )

@@ -175,8 +175,8 @@ def test_text_rows_have_their_own_columns(tmp_path: Path) -> None:
 def test_a_folder_or_an_unknown_task_is_said(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="folder"):
         check(tmp_path, "chat_completion")
-    with pytest.raises(DatasetError, match="text_translation"):
-        check(tmp_path, "text_translation")
+    with pytest.raises(DatasetError, match="image_classification"):
+        check(tmp_path, "image_classification")
 
 
 @given(st.binary(max_size=300))
