@@ -165,15 +165,21 @@ def test_ctrl_c_in_a_real_process_leaves_the_job_alone(job_folder: Path) -> None
         fcntl.flock(lock, fcntl.LOCK_EX)  # as its trainer would
         status.write_text(json.dumps(raw))
         command = [sys.executable, "-m", "maas_client", "follow", "one", "--json"]
-        with subprocess.Popen(
-            command, cwd=job_folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as child:
-            assert child.stdout
-            assert child.stderr
+        child = subprocess.Popen(
+            command,
+            cwd=job_folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,  # communicate() would leave out what a buffered readline() took along
+        )
+        assert child.stdout
+        try:
             first = child.stdout.readline()
             child.send_signal(signal.SIGINT)
-            # read(): communicate() leaves out what readline() took along with the first line.
-            out, err = first + child.stdout.read(), child.stderr.read()
+            rest, said = child.communicate(timeout=60)
+        finally:
+            child.kill()
+    out, err = (first + rest).decode(), said.decode()
     assert child.returncode == 130
     told = [json.loads(line)["seq"] for line in out.splitlines()]
     assert told == list(range(1, len(told) + 1))
