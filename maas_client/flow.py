@@ -47,6 +47,8 @@ from maas_client.targets.base import HostingTarget, KeyedTarget, Target
 from maas_client.targets.local import LocalTarget
 
 OnEvent = Callable[[Event], None]
+_LONGEST_NAME = 64
+"""Characters of a deployment's name on Azure."""
 
 
 def open_target(target: str | TargetSettings = "local", *, engine: str = "train") -> Target:
@@ -200,11 +202,29 @@ def collect(handle: JobHandle, dest: str | Path | None = None) -> RunDir:
 
 
 def deploy(model: str, target: Target, *, endpoint: str | None = None) -> Endpoint:
-    """Serve a registered model. On a hosted target that is billed by the hour until `undeploy`."""
-    # `name:version`, or `ft:base:organisation:name:id` of OpenAI's wire
-    called = (model.split(":") + [""] * 3)[3] or model.removeprefix("ft:").partition(":")[0]
-    name = endpoint or re.sub(r"[^a-zA-Z0-9-]", "-", called)
-    return hosting(target).deploy(model, endpoint=name)
+    """Serve a registered model. On a hosted target that is billed by the hour until `undeploy`.
+
+    Args:
+        model: `name:version`, or `ft:base:organisation:suffix:id` of OpenAI's wire, or a checkpoint's.
+        target: the one that has it.
+        endpoint: its name; without it, one that is made of the model's.
+
+    Raises:
+        ConflictError: another model is served under that name.
+        TargetError: the service could not bring it up.
+    """
+    return hosting(target).deploy(model, endpoint=endpoint or _endpoint_name(model))
+
+
+def _endpoint_name(model: str) -> str:
+    """The model's name; on OpenAI's wire with what tells it from another job's, and from a checkpoint's."""
+    if not model.startswith("ft:"):
+        called, rest = model.partition(":")[0], ""
+    else:
+        base, _, suffix, *last = (model.removeprefix("ft:").split(":") + [""] * 3)[:5]
+        called, rest = suffix or base, "".join(f"-{part}" for part in last if part)
+    name = called[: max(1, _LONGEST_NAME - len(rest))] + rest
+    return re.sub(r"[^a-zA-Z0-9-]", "-", name)
 
 
 def open_chat(name: str, target: Target, settings: TargetSettings | None = None) -> Chat:
