@@ -76,6 +76,14 @@ class KeyedTarget(Protocol):
 
 
 @runtime_checkable
+class ManifestTarget(Protocol):
+    """A target whose jobs are files that could be applied by hand."""
+
+    def manifest(self, plan: Plan, *, server: bool) -> str:
+        """What `submit` would apply, as YAML; with `server`, after asking what the target says to it."""
+
+
+@runtime_checkable
 class HostingTarget(Protocol):
     """A target that also serves what it trained."""
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from local_runner.mock_server.credentials import TENANT
 from local_runner.mock_server.doors.managed import compute_name, find_compute
-from local_runner.mock_server.doors.sizes import SIZES, Size, find_size
+from local_runner.mock_server.doors.sizes import find_size
+from maas_client.spec.sizes import SIZES, Size
 from local_runner.mock_server.errors import ServiceError, conflict, user_error
 from local_runner.mock_server.lifecycle import LIVE
 from local_runner.mock_server.store import Body

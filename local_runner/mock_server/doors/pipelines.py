@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from local_runner.mock_server.doors import component_door, managed
-from local_runner.mock_server.doors.sizes import SIZES, Size, find_size
+from local_runner.mock_server.doors.sizes import find_size
+from maas_client.spec.sizes import SIZES, Size
 from local_runner.mock_server.errors import ServiceError, user_error
 from local_runner.mock_server.judge import Accepted, accept, read_job, take
 from local_runner.mock_server.store import Body
