@@ -1,4 +1,4 @@
-"""An adapter out of a container registry: its image's layers, through the registry's HTTP API, without Docker.
+"""An adapter out of a container registry: its image's layers, through the registry's HTTP API, no Docker.
 
 Source: the OCI distribution specification 1.1, and the token service of Docker's registries.
 """
@@ -77,14 +77,9 @@ def login(docker_config: bytes | str, registry: str) -> Login | None:
     """
     try:
         entries = json.loads(docker_config).get("auths") or {}
-        keys = (
-            registry,
-            f"https://{registry}",
-            f"https://{registry}/v2/",
-            f"https://{registry}/v1/",
-        )
+        keys = [registry, *(f"https://{registry}{path}" for path in ("", "/v1/", "/v2/"))]
         if registry == _DOCKER:
-            keys = (_DOCKER_CONFIG_KEY, *keys)
+            keys.append(_DOCKER_CONFIG_KEY)
         entry = next((entries[key] for key in keys if key in entries), None)
         if entry is None:
             return None
@@ -135,7 +130,8 @@ class _Line:
         self._where = where
         self._ask_login = ask_login
         self._ca = ca
-        self._open("")
+        self._line = self._open({})
+        self._has_asked = False
 
     def __enter__(self) -> _Line:
         return self
@@ -165,15 +161,16 @@ class _Line:
         try:
             return ask()
         except AuthError as error:
-            if not error.challenge or self._line_is_open:
+            if not error.challenge or self._has_asked:
                 error.hint = f"`docker login {self._where.registry}` keeps a login that may pull."
                 raise
-            self._open(self._authorization(error.challenge))
+            headers = {"Authorization": self._authorization(error.challenge)}
         except NotFoundError as error:
-            error.hint = (
-                f"{self._where.registry} has no {self._where.repository}:{self._where.tag}."
-            )
+            error.hint = f"{self._where.registry} has no {self._where.repository}:{self._where.tag}."
             raise
+        self._has_asked = True
+        self._line.close()
+        self._line = self._open(headers)
         return self._asked(ask)
 
     def _authorization(self, challenge: str) -> str:
@@ -188,10 +185,8 @@ class _Line:
         asked = {"service": fields.get("service", "")}
         asked["scope"] = fields.get("scope") or f"repository:{self._where.repository}:pull"
         realm, headers = fields.get("realm", ""), {"Authorization": basic} if basic else {}
-        if not realm.startswith(("https://", self._where.root)):
-            raise AuthError(
-                f"{self._where.registry} names no place for tokens that is safe: {realm!r}"
-            )
+        if not realm.startswith(("https://", f"{self._where.root}/")):
+            raise AuthError(f"{self._where.registry} sends its logins to {realm!r}, which is not safe")
         line = Transport(realm, headers=headers, ca=self._ca)
         try:
             given = line.get(f"?{urlencode(asked)}")
@@ -199,15 +194,14 @@ class _Line:
             line.close()
         return f"Bearer {given.get('token') or given.get('access_token') or ''}"
 
-    def _open(self, authorization: str) -> None:
-        headers: Mapping[str, str] = {"Accept": ", ".join((*_MANIFESTS, *_INDEXES))}
-        if authorization:
-            headers = {**headers, "Authorization": authorization}
-            self._line.close()
-        self._line_is_open = bool(authorization)
+    def _open(self, headers: Mapping[str, str]) -> Transport:
         # Registries keep their layers elsewhere, and point there.
-        self._line = Transport(
-            self._where.root, headers=headers, ca=self._ca, budget=300.0, follow_redirects=True
+        return Transport(
+            self._where.root,
+            headers={"Accept": ", ".join((*_MANIFESTS, *_INDEXES)), **headers},
+            ca=self._ca,
+            budget=300.0,
+            follow_redirects=True,
         )
 
     def _path(self, kind: str, name: str) -> str:

@@ -113,19 +113,28 @@ def _refusals(
     for key, instead in _JOB_KEYS.items():
         if getattr(job, key):
             yield f"{key} cannot be said to Kaito: {instead}; remove it."
-    if job.name is not None:
-        fault = rules.label_fault(job.name)
-        if fault is None and len(job.name) > LONGEST_NAME:
-            fault = f"{job.name!r} has {len(job.name)} characters; at most {LONGEST_NAME} here"
-        if fault:
-            yield f"name: {fault}. --name gives another."
+    yield from _name_refusals(job)
+    yield from _size_refusals(job, settings)
+    if job.training_data.is_remote and (fault := _address_fault(job.training_data.path)):
+        yield f"training_data.path: {fault}."
+    yield from _place_refusals(settings)
+
+
+def _name_refusals(job: FineTuningJob) -> Iterable[str]:
+    if job.name is None:
+        return
+    fault = rules.label_fault(job.name)
+    if fault is None and len(job.name) > LONGEST_NAME:
+        fault = f"{job.name!r} has {len(job.name)} characters; at most {LONGEST_NAME} here"
+    if fault:
+        yield f"name: {fault}. --name gives another."
+
+
+def _size_refusals(job: FineTuningJob, settings: KaitoSettings) -> Iterable[str]:
     if job.resources and len(job.resources.instance_types) != 1:
         yield "resources.instance_types: Kaito takes one size; name one."
     if (size := instance_type(job, settings)) and (fault := rules.instance_fault(size)):
         yield f"The instance type: {fault}."
-    if job.training_data.is_remote and (fault := _address_fault(job.training_data.path)):
-        yield f"training_data.path: {fault}."
-    yield from _place_refusals(settings)
 
 
 def _place_refusals(settings: KaitoSettings) -> Iterable[str]:

@@ -92,7 +92,7 @@ def faults(value: Any, schema: Schema = WORKSPACE, *, at: str = "") -> Iterator[
         schema: an openAPIV3Schema.
         at: where the value stands.
     """
-    kind = schema.get("type")
+    kind = str(schema.get("type", ""))
     if value is None and schema.get("nullable"):
         return
     if kind in _TYPES and not _is(value, kind):

@@ -34,6 +34,7 @@ _ENDED = f"{workspace.MANAGER}/ended"
 """On the record: the status that it ended with."""
 
 Jobs = list[Job]
+Objects = list[Object]
 Findings = list[Finding]
 
 
@@ -238,7 +239,7 @@ class KaitoTarget:
     def _job(self, there: Object) -> Job:
         name = there["metadata"]["name"]
         word = words.status(there)
-        pods: list[Object] = []
+        pods: Objects = []
         if word in (JobStatus.RUNNING, JobStatus.FAILED):
             pods = self._pods(name)
             if word is JobStatus.FAILED and self._is_tried_again(name):
@@ -266,7 +267,7 @@ class KaitoTarget:
             return False
         return bool(told.get("active"))
 
-    def _pods(self, name: str) -> list[Object]:
+    def _pods(self, name: str) -> Objects:
         try:
             return self._cluster.pods(name)
         except AuthError:
