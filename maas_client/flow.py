@@ -161,12 +161,7 @@ def submit(ready: Plan, target: Target, *, new: bool = False) -> JobHandle:
 
 
 def manifest(ready: Plan, target: Target, *, server: bool = False) -> str:
-    """What `submit` would apply to a cluster, as YAML. Nothing is applied.
-
-    Args:
-        ready: from `plan_job`.
-        target: the one that the plan was made for.
-        server: ask the cluster what it would say.
+    """What `submit` would apply to a cluster, as YAML; with `server`, the cluster is asked about it.
 
     Raises:
         TargetError: the target's jobs are no manifests; or the cluster would refuse it.

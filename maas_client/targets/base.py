@@ -32,8 +32,10 @@ class Target(Protocol):
     """Where a job runs. Errors are `TargetError`s, or `RunnerError`s for the local runner."""
 
     name: str
-    identity: str
-    """What stays the same where the target is called something else: two are the same place."""
+
+    @property
+    def identity(self) -> str:
+        """What stays the same where the target is called something else: two are the same place."""
 
     def limits(self, job: FineTuningJob) -> Limits:
         """What this target accepts for the job's model. Asks no network where it can."""

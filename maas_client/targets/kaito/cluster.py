@@ -144,19 +144,14 @@ class Cluster:
 
     def log(self, pod: str, container: str) -> str:
         """What a container wrote, each line after its time."""
-        with self._errors():
-            said: bytes = (
-                self._apis["core"]
-                .read_namespaced_pod_log(
-                    pod,
-                    self._settings.namespace,
-                    container=container,
-                    timestamps=True,
-                    _preload_content=False,
-                    _request_timeout=_WAIT,
-                )
-                .data
-            )
+        said = self._raw(
+            "core",
+            "read_namespaced_pod_log",
+            pod,
+            self._settings.namespace,
+            container=container,
+            timestamps=True,
+        )
         return said.decode("utf-8", errors="replace")
 
     def definition(self) -> Object | None:
@@ -191,6 +186,11 @@ class Cluster:
         return self._ask(
             "core", "read_namespaced_persistent_volume_claim", name, self._settings.namespace
         )
+
+    def address(self) -> str:
+        """Where the API server is. Asks nobody."""
+        with self._errors():
+            return str(self._apis["client"].configuration.host)
 
     def version(self) -> str:
         return str(self._ask("version", "get_code").get("gitVersion", "unknown"))
@@ -238,11 +238,19 @@ class Cluster:
         }
 
     def _ask(self, api: str, verb: str, *arguments: Any, **options: Any) -> Object:
+        try:
+            plain: Object = json.loads(self._raw(api, verb, *arguments, **options) or b"{}")
+        except ValueError as error:
+            raise TargetError(f"{verb}: the cluster's answer is not JSON") from error
+        return plain
+
+    def _raw(self, api: str, verb: str, *arguments: Any, **options: Any) -> bytes:
+        """The answer as it came: the client's models refuse what a newer server says otherwise."""
         with self._errors():
-            apis = self._apis
-            answer = getattr(apis[api], verb)(*arguments, _request_timeout=_WAIT, **options)
-            plain: Object = apis["client"].sanitize_for_serialization(answer) or {}
-            return plain
+            ask = getattr(self._apis[api], verb)
+            answer = ask(*arguments, _request_timeout=_WAIT, _preload_content=False, **options)
+            content: bytes = answer.data
+            return content
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

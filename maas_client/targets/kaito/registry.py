@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlsplit
 
 from maas_client.errors import AuthError, NotFoundError, TargetError
 from maas_client.transport import Transport
@@ -166,7 +166,9 @@ class _Line:
                 raise
             headers = {"Authorization": self._authorization(error.challenge)}
         except NotFoundError as error:
-            error.hint = f"{self._where.registry} has no {self._where.repository}:{self._where.tag}."
+            error.hint = (
+                f"{self._where.registry} has no {self._where.repository}:{self._where.tag}."
+            )
             raise
         self._has_asked = True
         self._line.close()
@@ -186,10 +188,13 @@ class _Line:
         asked["scope"] = fields.get("scope") or f"repository:{self._where.repository}:pull"
         realm, headers = fields.get("realm", ""), {"Authorization": basic} if basic else {}
         if not realm.startswith(("https://", f"{self._where.root}/")):
-            raise AuthError(f"{self._where.registry} sends its logins to {realm!r}, which is not safe")
-        line = Transport(realm, headers=headers, ca=self._ca)
+            raise AuthError(
+                f"{self._where.registry} sends its logins to {realm!r}, which is not safe"
+            )
+        parts = urlsplit(realm)
+        line = Transport(f"{parts.scheme}://{parts.netloc}", headers=headers, ca=self._ca)
         try:
-            given = line.get(f"?{urlencode(asked)}")
+            given = line.get(parts.path or "/", {**dict(parse_qsl(parts.query)), **asked})
         finally:
             line.close()
         return f"Bearer {given.get('token') or given.get('access_token') or ''}"

@@ -78,7 +78,11 @@ def limits(job: FineTuningJob, settings: KaitoSettings) -> Limits:
         honoured=frozenset(KEYS) | {"apply_lora", "peft_method"},
         ignored=_IGNORED,
         refused=refused,
-        said={key: f"said as {'.'.join(place)}" for key, place in KEYS.items()},
+        said={
+            key: f"said as {'.'.join(place)}"
+            for key, place in KEYS.items()
+            if place != ("TrainingArguments", key)
+        },
         choices={
             "precision": PRECISIONS,
             "apply_lora": ("true",),

@@ -11,8 +11,8 @@ from typing import Any
 from maas_client.errors import (
     AuthError,
     ConflictError,
-    MaasError,
     NotFoundError,
+    SettingsError,
     TargetError,
 )
 from maas_client.jobs import Event, Job, JobStatus
@@ -24,7 +24,7 @@ from maas_client.spec.limits import Limits
 from maas_client.spec.loading import dump_job
 from maas_client.spec.rundir import RunDir
 from maas_client.targets.base import Finding
-from maas_client.targets.kaito import parcel, registry, sayable, schema, words, workspace
+from maas_client.targets.kaito import findings, parcel, registry, sayable, schema, words, workspace
 from maas_client.targets.kaito.cluster import Cluster, Object
 from maas_client.targets.staging import staged
 
@@ -35,7 +35,6 @@ _ENDED = f"{workspace.MANAGER}/ended"
 
 Jobs = list[Job]
 Objects = list[Object]
-Findings = list[Finding]
 
 
 class KaitoTarget:
@@ -52,11 +51,18 @@ class KaitoTarget:
 
     def __init__(self, settings: KaitoSettings, *, cluster: Cluster | None = None) -> None:
         self.name = settings.name
-        place = (settings.kubeconfig or "", settings.context or "", settings.namespace)
-        self.identity = " ".join(("kaito", *place))
         self._settings = settings
         self._cluster = cluster or Cluster(settings)
         self._logs: dict[tuple[str, str], str] = {}
+
+    @property
+    def identity(self) -> str:
+        """The cluster's address: a context may be called otherwise, and two may be called the same."""
+        try:
+            place = self._cluster.address()
+        except SettingsError:  # no kubeconfig: manifests can be printed all the same
+            place = self._settings.context or "no cluster"
+        return f"kaito {place} {self._settings.namespace}"
 
     def limits(self, job: FineTuningJob) -> Limits:
         return sayable.limits(job, self._settings)
@@ -94,7 +100,8 @@ class KaitoTarget:
             ConflictError: the name belongs to a job with another definition.
         """
         made = workspace.manifests(plan, self._settings, structure=self._structure(ask=True))
-        self._claim(plan)
+        if self._was_made(self._claim(plan)):
+            return self.get(plan.job.name or "")
         try:
             for config_map in made.config_maps:
                 self._cluster.apply_config_map(config_map)
@@ -114,7 +121,7 @@ class KaitoTarget:
             return self._job(self._cluster.workspace(job_id))
         except NotFoundError:
             record = self._record(job_id)
-            if record is None or not _notes(record).keys() & {_MADE, _ENDED}:
+            if record is None or not self._was_made(record):
                 raise NotFoundError(
                     f"there is no Workspace {job_id} in {self._settings.namespace}",
                     hint=f"`maas jobs list --target {self.name}` shows those there are.",
@@ -128,7 +135,7 @@ class KaitoTarget:
         for record in self._cluster.config_maps():
             name, suffix = record["metadata"]["name"], workspace.record_name("")
             if name.endswith(suffix) and name.removesuffix(suffix) not in names:
-                jobs += [self._gone(record)] if _notes(record).keys() & {_MADE, _ENDED} else []
+                jobs += [self._gone(record)] if self._was_made(record) else []
         return sorted(jobs, key=lambda job: job.created_at or 0.0, reverse=True)[:limit]
 
     def events(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
@@ -182,23 +189,18 @@ class KaitoTarget:
         return RunDir(dest)
 
     def check(self) -> Sequence[Finding]:
-        findings: Findings = []
-        looks = (
-            ("cluster", self._check_cluster),
-            ("kaito", self._check_kaito),
-            ("rights", self._check_rights),
-            ("output", self._check_output),
-        )
-        for name, look in looks:
-            findings.append(_finding(name, look))
-            if not findings[-1].ok:
-                break
-        return findings
+        return findings.look(self._cluster, self._settings)
 
     def close(self) -> None:
         self._cluster.close()
 
-    def _claim(self, plan: Plan) -> None:
+    @staticmethod
+    def _was_made(record: Object) -> bool:
+        """Whether the record's job has had a Workspace. Deleted since, it is not made again."""
+        return bool(_notes(record).keys() & {_MADE, _ENDED})
+
+    def _claim(self, plan: Plan) -> Object:
+        """The job's record: made, or found where an earlier try of the same submission made it."""
         name = plan.job.name or ""
         text = json.dumps(plan.to_json(), ensure_ascii=False)
         mine = workspace.record(plan, self._settings, dump_job(parcel.told(plan)), text)
@@ -207,7 +209,7 @@ class KaitoTarget:
         except ConflictError:
             there = self._record(name)
             if there is not None and _notes(there).get(workspace.KEY) == plan.key:
-                return  # an earlier try of the same submission
+                return there
             raise ConflictError(
                 f"the name {name} belongs to another job: ConfigMap {workspace.record_name(name)}",
                 hint="Give the job another name (--name), or take the name out of the job file.",
@@ -215,12 +217,13 @@ class KaitoTarget:
         try:
             there = self._cluster.workspace(name)
         except NotFoundError:
-            return
+            return mine
         if _notes(there).get(workspace.KEY) != plan.key:
             raise ConflictError(
                 f"there is a Workspace {name} that this program did not make",
                 hint="Give the job another name (--name).",
             )
+        return mine
 
     def _structure(self, *, ask: bool) -> schema.Schema:
         """The cluster's own schema of a Workspace; what we know of it where it cannot be read."""
@@ -330,71 +333,6 @@ class KaitoTarget:
 
         return ask
 
-    def _check_cluster(self) -> str:
-        return f"Kubernetes {self._cluster.version()}, namespace {self._settings.namespace}"
-
-    def _check_kaito(self) -> str:
-        definition = self._cluster.definition()
-        if definition is None:
-            return "its CRD may not be read here; the Workspace's structure is checked from our own notes"
-        if schema.of_crd(definition) is None:
-            raise TargetError(
-                f"the cluster's Kaito does not serve {schema.API_VERSION}",
-                hint="Kaito v0.5 and later do.",
-            )
-        return f"serves {schema.API_VERSION}"
-
-    def _check_rights(self) -> str:
-        wanted = (
-            ("patch", "workspaces", schema.GROUP),
-            ("delete", "workspaces", schema.GROUP),
-            ("create", "configmaps", ""),
-            ("patch", "configmaps", ""),
-            ("list", "pods", ""),
-            ("get", "pods/log", ""),
-        )
-        missing = [
-            f"{verb} {kind}"
-            for verb, kind, group in wanted
-            if not self._cluster.may(verb, kind, group)
-        ]
-        if missing:
-            raise AuthError(
-                f"not allowed in {self._settings.namespace}: {', '.join(missing)}",
-                hint="Ask for a Role with these; docs/kaito.md has one.",
-            )
-        return "everything that a job needs is allowed"
-
-    def _check_output(self) -> str:
-        if self._settings.output_claim:
-            self._cluster.claim(self._settings.output_claim)
-            return f"claim {self._settings.output_claim}"
-        if not (self._settings.output_image and self._settings.output_secret):
-            raise TargetError(
-                "nobody has said where adapters go",
-                hint="Set output_image and output_secret, or output_claim, of the target in maas.toml.",
-            )
-        reference = registry.Reference.read(self._settings.output_image)
-        try:
-            kept = self._cluster.secret(self._settings.output_secret).get(
-                ".dockerconfigjson", b"{}"
-            )
-        except AuthError:
-            return f"image {self._settings.output_image}; the secret may not be read here"
-        if registry.login(kept, reference.registry) is None:
-            raise TargetError(
-                f"secret {self._settings.output_secret} has no login for {reference.registry}",
-                hint="kubectl create secret docker-registry makes one.",
-            )
-        return f"image {self._settings.output_image}, pushed with {self._settings.output_secret}"
-
 
 def _notes(of: Mapping[str, Any]) -> dict[str, str]:
     return of["metadata"].get("annotations") or {}
-
-
-def _finding(name: str, look: Callable[[], str]) -> Finding:
-    try:
-        return Finding(name, ok=True, detail=look())
-    except MaasError as error:
-        return Finding(name, ok=False, detail=error.message, next_step=error.hint)
