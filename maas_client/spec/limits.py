@@ -76,6 +76,10 @@ RUNNER_CHOICES: Mapping[str, tuple[str, ...]] = {
 """Where the runner does fewer of a knob's values than the field has."""
 
 
+RUNNER_ARCHITECTURES = ("phi3", "phi3small", "phimoe")
+"""What the local runner loads and trains, by config.json's `model_type`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one target accepts for one model."""
@@ -113,8 +117,11 @@ def local_limits(model: ModelInput, *, target: str = "local") -> Limits:
     """What the local runner accepts."""
     entry = find_model(model.asset_name)
     refusals: tuple[str, ...] = ()
-    if entry is not None and entry.architecture != "phi3":
-        refusals = (f"{entry.name} has an architecture that the local runner cannot train yet.",)
+    if entry is not None and entry.architecture not in RUNNER_ARCHITECTURES:
+        refusals = (
+            f"{entry.name} has the architecture {entry.architecture}; the local runner trains "
+            f"{', '.join(RUNNER_ARCHITECTURES)}.",
+        )
     return Limits(
         target=target,
         model=entry,
