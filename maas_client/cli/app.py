@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import subprocess
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 from maas_client.cli import files, hosting, jobs, parcels, render
 from maas_client.cli.options import (
     Base,
+    DryRun,
     JobFile,
     Json,
     MLflow,
@@ -149,6 +151,7 @@ def submit(
     name: Name = None,
     new: New = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
+    dry_run: DryRun = None,
     as_json: Json = False,
 ) -> int:
     """Start a job, once. With --wait, the exit code is the job's.
@@ -160,6 +163,10 @@ def submit(
 
     place = flow.open_target(target)
     ready = flow.plan_job(job_file, place, base=base, name=name)
+    if dry_run is not None:
+        render.line(flow.manifest(ready, place, server=dry_run == "server").rstrip())
+        place.close()
+        return 0
     render.plan_brief(ready, as_json=as_json)
     with parcels.uploads(place, as_json=as_json):
         handle = flow.submit(ready, place, new=new)
@@ -179,19 +186,15 @@ def models(
     name: Annotated[str | None, typer.Argument(help="One model, in full.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the models that can be tuned."""
-    from maas_client.errors import NotFoundError
-    from maas_client.spec.catalog import catalog, find_model
-    from maas_client.spec.loading import nearest
+    """Show the models that can be tuned, or all that is known of one."""
+    from maas_client.cli import models as known
 
     if name is None:
-        render.models(list(catalog().values()), as_json=as_json)
+        render.models(known.table(), known.outsiders(), whole=known.listed(), as_json=as_json)
         return
-    entry = find_model(name)
-    if entry is None:
-        near = nearest(name, [known.lower() for known in catalog()])
-        raise NotFoundError(f"there is no model {name}", hint=near or "`maas models` lists them.")
-    render.model(entry, as_json=as_json)
+    entry = known.find(name)
+    facts = known.described(entry, today=dt.datetime.now(dt.UTC).date())
+    render.model(facts, whole=known.as_json(entry), as_json=as_json)
 
 
 @app.command()
