@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -34,16 +34,31 @@ Base = Annotated[
     str | None,
     typer.Option(
         "--base",
-        help="Weights to start from, or whose tokenizer counts: a folder, a hub id, stand-in or tiny. "
-        "Without it, the model's own from the Hugging Face cache.",
+        help="Weights to start from, or whose tokenizer counts: a folder, a hub id, stand-in, tiny or "
+        "tiny-phi-3-small. Without it, the model's own from the Hugging Face cache.",
     ),
 ]
 Name = Annotated[str | None, typer.Option("--name", help="The job's name, instead of the file's.")]
 New = Annotated[
     bool, typer.Option("--new", help="Make another job, though the same was submitted before.")
 ]
+DryRun = Annotated[
+    Literal["client", "server"] | None,
+    typer.Option(
+        "--dry-run",
+        help="Kaito only: print the manifests and apply nothing; `server` asks the cluster, too.",
+    ),
+]
 JobFile = Annotated[Path, typer.Argument(help="Azure ML's fine-tuning YAML.")]
 Simulate = Annotated[
     bool,
     typer.Option("--simulate", help="Local only: the same files in a second, nothing trained."),
+]
+MLflow = Annotated[
+    str | None,
+    typer.Option("--mlflow", help="Log the run to this MLflow: http://…, or sqlite:///file.db."),
+]
+TensorBoard = Annotated[
+    Path | None,
+    typer.Option("--tensorboard", help="Write TensorBoard files under this folder."),
 ]
