@@ -22,6 +22,7 @@ from local_runner import adapters, checkpoints, compared, fused, inputs, manifes
 from local_runner.data import ChatTokenizer, Example, load_examples, max_length
 from local_runner.evaluate import measure
 from local_runner.models import base as bases
+from local_runner.models import tokenizers
 from local_runner.stopping import Signals, StopRequested, in_our_words, signals
 from local_runner.update import make_optimizer, micro_batches, rates, steps_per_epoch, update
 from maas_client.errors import MaasError
@@ -360,8 +361,9 @@ def _merge(run: _Run) -> None:
     checkpoints.clear(staged)
     merged = run.model.merge_and_unload()
     merged.save_pretrained(staged)
+    whole = tokenizers.whole(run.base.folder, model=run.base.model)
     for name in bases.TOKENIZER_FILES:
-        if (source := run.base.folder / name).exists():
+        if (source := whole / name).exists():
             (staged / name).write_bytes(source.read_bytes())
     checkpoints.publish(staged, run.dir.merged)
     run.tell("log", f"merged model written to {run.dir.merged.name}/")
