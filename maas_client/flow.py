@@ -32,6 +32,7 @@ from maas_client.serving import Chat, EndpointLine, LocalLine
 from maas_client.settings import (
     AzureMLSettings,
     FoundrySettings,
+    KaitoSettings,
     LocalSettings,
     TargetSettings,
     find_target,
@@ -43,7 +44,7 @@ from maas_client.spec.loading import load_job
 from maas_client.spec.rundir import RunDir, read_json
 from maas_client.spec.tables import format_of
 from maas_client.targets import runner
-from maas_client.targets.base import HostingTarget, KeyedTarget, Target
+from maas_client.targets.base import HostingTarget, KeyedTarget, ManifestTarget, Target
 from maas_client.targets.local import LocalTarget
 
 OnEvent = Callable[[Event], None]
@@ -71,6 +72,10 @@ def open_target(target: str | TargetSettings = "local", *, engine: str = "train"
             from maas_client.targets.foundry import FoundryTarget  # the same
 
             return FoundryTarget(settings)
+        case KaitoSettings():
+            from maas_client.targets.kaito import KaitoTarget  # the same
+
+            return KaitoTarget(settings)
 
 
 def plan_job(
@@ -153,6 +158,23 @@ def submit(ready: Plan, target: Target, *, new: bool = False) -> JobHandle:
             journal, entry, lambda known: _found_or_sent(ready, target, known, is_own=is_own)
         )
     return JobHandle(target, job.id, found)
+
+
+def manifest(ready: Plan, target: Target, *, server: bool = False) -> str:
+    """What `submit` would apply to a cluster, as YAML; with `server`, the cluster is asked about it.
+
+    Raises:
+        TargetError: the target's jobs are no manifests; or the cluster would refuse it.
+    """
+    if not isinstance(target, ManifestTarget):
+        raise TargetError(
+            f"{target.name} has no manifests to show",
+            hint="`maas plan` shows what will happen; --dry-run is for Kaito.",
+        )
+    key = submissions.digest({"target": target.identity, **ready.meaning})
+    name = _name(ready.job, submissions.Entry(key, "refused"))
+    named = ready.job.model_copy(update={"name": name})
+    return target.manifest(replace(ready, job=named, key=key), server=server)
 
 
 def run(

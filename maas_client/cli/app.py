@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from maas_client.cli import files, hosting, jobs, parcels, render
-from maas_client.cli.options import Base, JobFile, Json, Name, New, Simulate, TargetName
+from maas_client.cli.options import Base, DryRun, JobFile, Json, Name, New, Simulate, TargetName
 
 app = typer.Typer(
     help="Fine-tune Phi models: one job file for Azure ML, its offline twin, and this machine.",
@@ -119,6 +119,7 @@ def submit(
     name: Name = None,
     new: New = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
+    dry_run: DryRun = None,
     as_json: Json = False,
 ) -> int:
     """Start a job, once. With --wait, the exit code is the job's.
@@ -130,6 +131,10 @@ def submit(
 
     place = flow.open_target(target)
     ready = flow.plan_job(job_file, place, base=base, name=name)
+    if dry_run is not None:
+        render.line(flow.manifest(ready, place, server=dry_run == "server").rstrip())
+        place.close()
+        return 0
     render.plan_brief(ready, as_json=as_json)
     with parcels.uploads(place, as_json=as_json):
         handle = flow.submit(ready, place, new=new)

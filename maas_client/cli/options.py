@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -41,6 +41,13 @@ Base = Annotated[
 Name = Annotated[str | None, typer.Option("--name", help="The job's name, instead of the file's.")]
 New = Annotated[
     bool, typer.Option("--new", help="Make another job, though the same was submitted before.")
+]
+DryRun = Annotated[
+    Literal["client", "server"] | None,
+    typer.Option(
+        "--dry-run",
+        help="Kaito only: print the manifests and apply nothing; `server` asks the cluster, too.",
+    ),
 ]
 JobFile = Annotated[Path, typer.Argument(help="Azure ML's fine-tuning YAML.")]
 Simulate = Annotated[

@@ -267,6 +267,10 @@ def targets(found: Mapping[str, TargetSettings], *, as_json: bool) -> None:
     for name, row in rows.items():
         if "runs" in row:
             table.add_row(name, "local", row["runs"])
+        elif "namespace" in row:
+            table.add_row(
+                name, "kaito", f"{row['context'] or 'current context'}/{row['namespace']}"
+            )
         elif "endpoint" in row:
             table.add_row(name, "foundry", row["endpoint"])
         else:
