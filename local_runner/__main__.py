@@ -181,12 +181,12 @@ def _base(options: argparse.Namespace) -> int:
 
 
 def _count(options: argparse.Namespace) -> int:
-    from local_runner import data
+    from local_runner import compared, data
     from local_runner.models import base as bases
 
     base = bases.resolve(options.base, model=options.model)
     length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
-    tokenizer = data.ChatTokenizer(base.folder)
+    tokenizer = data.ChatTokenizer(base.folder, model=base.model)
 
     def tokens(file: Path | None) -> Mapping[str, Any] | None:
         if file is None:
@@ -196,7 +196,11 @@ def _count(options: argparse.Namespace) -> int:
 
     held_out = tokens(options.validation)
     _print(
-        {"base": base.info.to_json(), "tokens": tokens(options.data), "validation_tokens": held_out}
+        {
+            "base": {**base.info.to_json(), "remarks": compared.remarks(base, tokenizer)},
+            "tokens": tokens(options.data),
+            "validation_tokens": held_out,
+        }
     )
     return 0
 
@@ -207,7 +211,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from local_runner.models import base as bases
 
     base = bases.resolve(options.base, model=options.model)
-    tokenizer = data.ChatTokenizer(base.folder)
+    tokenizer = data.ChatTokenizer(base.folder, model=base.model)
     length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
     rows = data.load_examples(tokenizer, options.data, max_length=length)
     model: Any = bases.load(base)
