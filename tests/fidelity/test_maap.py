@@ -13,7 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import ROW
+from maas_client.spec.loading import parse_job
+from maas_client.targets.azure_ml import AzureMLTarget
+from tests.conftest import JOB, ROW
 from tests.mocking import Mock, running_mock
 
 HERE = Path(__file__).parent
@@ -325,3 +327,36 @@ def test_a_pipeline_really_trains_and_its_endpoint_really_answers(
     assert "SIMULATED" not in json.dumps(seen["answers"])
     merged = f"model/{MODEL}/trained_model/data/merged/model.safetensors"
     assert merged in seen["files"]  # what the component does unless it is told not to
+
+
+def test_one_job_file_goes_through_the_pipeline_component_too(mock: Mock) -> None:
+    program = HERE.parents[1] / "samples" / "managed-compute" / "pipeline.py"
+    environment = mock.environment("A") | {
+        "AZUREML_RUN_POLLING_INTERVAL_MIN": "0",
+        "MAAS_MOCK_HOME": str(mock.home),
+    }
+    done = subprocess.run(
+        [sys.executable, str(program), "--target", "mock"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Managed compute needs quota for 24 vCPUs of Standard_NC24ads_A100_v4" in done.stdout
+    assert "registered as support-agent-managed:1" in done.stdout
+
+
+def test_a_plan_looks_a_cluster_up_in_the_workspace(mock: Mock, seen: dict[str, Any]) -> None:
+    target = AzureMLTarget(mock.settings)
+    try:
+        there, absent = (
+            target.limits(parse_job(JOB).model_copy(update={"compute": name}))
+            for name in (seen["computes"][0], "nobody")
+        )
+    finally:
+        target.close()
+    assert not there.refusals
+    assert [text for text in there.warnings if "needs quota" in text]
+    assert "the workspace has no cluster nobody" in absent.refusals[0]
