@@ -1,10 +1,10 @@
-"""The same job file through the registry's pipeline component, as the service's notebook for managed compute has it.
+"""The same job file through the registry's pipeline component, as the service's own notebook does it.
 
     eval "$(maas mock env)"; python pipeline.py --target mock      or: --target azure
 
-`maas submit job.yaml` is one job; this is a pipeline of five steps around it, which evaluates, too. The plan is
-ours: rows, values and machines are checked before azure-ai-ml is asked, and every value that the component
-has an input for is given to it.
+`maas submit job.yaml` is one job; this is a pipeline of five steps around it, which evaluates, too. The
+plan is ours: rows, values and machines are checked before azure-ai-ml is asked, and every value that the
+component has an input for is given to it.
 """
 
 # mypy: ignore-errors

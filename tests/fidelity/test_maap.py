@@ -329,6 +329,8 @@ def test_a_pipeline_really_trains_and_its_endpoint_really_answers(
     assert merged in seen["files"]  # what the component does unless it is told not to
 
 
+# After the notebook: it looks at a workspace of its own.
+@pytest.mark.usefixtures("seen")
 def test_one_job_file_goes_through_the_pipeline_component_too(mock: Mock) -> None:
     program = HERE.parents[1] / "samples" / "managed-compute" / "pipeline.py"
     environment = mock.environment("A") | {
@@ -348,15 +350,26 @@ def test_one_job_file_goes_through_the_pipeline_component_too(mock: Mock) -> Non
     assert "registered as support-agent-managed:1" in done.stdout
 
 
-def test_a_plan_looks_a_cluster_up_in_the_workspace(mock: Mock, seen: dict[str, Any]) -> None:
+@pytest.mark.usefixtures("seen")
+def test_a_plan_looks_a_cluster_up_in_the_workspace(mock: Mock, client: httpx.Client) -> None:
+    for name, size in (("large", "Standard_NC24ads_A100_v4"), ("small", "Standard_NC6s_v3")):
+        scale = {"minNodeCount": 0, "maxNodeCount": 1}
+        inner = {"vmSize": size, "vmPriority": "Dedicated", "scaleSettings": scale}
+        body = {
+            "location": "eastus2",
+            "properties": {"computeType": "AmlCompute", "properties": inner},
+        }
+        reply = client.put(f"/computes/{name}", json=body)
+        assert reply.status_code in (200, 201), reply.text
     target = AzureMLTarget(mock.settings)
     try:
-        there, absent = (
+        large, small, absent = (
             target.limits(parse_job(JOB).model_copy(update={"compute": name}))
-            for name in (seen["computes"][0], "nobody")
+            for name in ("large", "small", "nobody")
         )
     finally:
         target.close()
-    assert not there.refusals
-    assert [text for text in there.warnings if "needs quota" in text]
+    assert not large.refusals
+    assert [text for text in large.warnings if "needs quota" in text]
+    assert "small has nodes of Standard_NC6s_v3" in small.refusals[0]
     assert "the workspace has no cluster nobody" in absent.refusals[0]
