@@ -50,12 +50,20 @@ from maas_client.targets.local import LocalTarget
 OnEvent = Callable[[Event], None]
 
 
-def open_target(target: str | TargetSettings = "local", *, engine: str = "train") -> Target:
+def open_target(
+    target: str | TargetSettings = "local",
+    *,
+    engine: str = "train",
+    mlflow: str | None = None,
+    tensorboard: str | Path | None = None,
+) -> Target:
     """The target of that name in the settings.
 
     Args:
         target: a name from `maas targets list`, or settings made in code.
         engine: `train`, or `simulate` for a local run that trains nothing.
+        mlflow: where a local run is logged while it goes on; `track` logs any other one afterwards.
+        tensorboard: the folder that a local run writes TensorBoard files under.
 
     Raises:
         SettingsError: there is no such target.
@@ -63,7 +71,9 @@ def open_target(target: str | TargetSettings = "local", *, engine: str = "train"
     settings = find_target(target) if isinstance(target, str) else target
     match settings:
         case LocalSettings():
-            return LocalTarget(settings, engine=engine)
+            folder = settings.tensorboard if tensorboard is None else str(tensorboard)
+            place = replace(settings, mlflow=mlflow or settings.mlflow, tensorboard=folder)
+            return LocalTarget(place, engine=engine)
         case AzureMLSettings():
             from maas_client.targets.azure_ml import AzureMLTarget  # not everyone has it
 
@@ -76,6 +86,25 @@ def open_target(target: str | TargetSettings = "local", *, engine: str = "train"
             from maas_client.targets.kaito import KaitoTarget  # the same
 
             return KaitoTarget(settings)
+
+
+def track(
+    run: RunDir, *, mlflow: str | None = None, tensorboard: str | Path | None = None
+) -> list[str]:
+    """Log a run that has ended, wherever it ran, to MLflow or TensorBoard; where it can be seen.
+
+    Args:
+        run: its directory, as `collect` returns it.
+        mlflow: a tracking server, or `sqlite:///file.db`; without it MLFLOW_TRACKING_URI.
+        tensorboard: the folder that gets a folder with event files.
+
+    Raises:
+        RunnerError: the place cannot be reached, nothing was named, or what it needs is not installed.
+    """
+    runner.require("yaml", extra="train")
+    to = (("--mlflow", mlflow), ("--tensorboard", tensorboard))
+    words = [word for key, value in to if value for word in (key, str(value))]
+    return list(runner.ask("track", str(run.path), *words)["tracked"])
 
 
 def plan_job(

@@ -38,6 +38,10 @@ class LocalSettings:
     """Folder in which each job gets its run directory; relative to the working directory."""
     base: str | None = None
     """Default for `--base`."""
+    mlflow: str | None = None
+    """Default for `--mlflow`: the MLflow that runs are logged to; MLFLOW_TRACKING_URI says the same."""
+    tensorboard: str | None = None
+    """Default for `--tensorboard`: the folder that runs write TensorBoard files under."""
 
 
 @dataclass(frozen=True, slots=True)

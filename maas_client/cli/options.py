@@ -54,3 +54,11 @@ Simulate = Annotated[
     bool,
     typer.Option("--simulate", help="Local only: the same files in a second, nothing trained."),
 ]
+MLflow = Annotated[
+    str | None,
+    typer.Option("--mlflow", help="Log the run to this MLflow: http://…, or sqlite:///file.db."),
+]
+TensorBoard = Annotated[
+    Path | None,
+    typer.Option("--tensorboard", help="Write TensorBoard files under this folder."),
+]
