@@ -183,12 +183,12 @@ def _base(options: argparse.Namespace) -> int:
 
 
 def _count(options: argparse.Namespace) -> int:
-    from local_runner import data
+    from local_runner import compared, data
     from local_runner.models import base as bases
 
     base = bases.resolve(options.base, model=options.model)
     length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
-    tokenizer = data.ChatTokenizer(base.folder)
+    tokenizer = data.ChatTokenizer(base.folder, model=base.model)
 
     def tokens(file: Path | None) -> Mapping[str, Any] | None:
         if file is None:
@@ -198,7 +198,11 @@ def _count(options: argparse.Namespace) -> int:
 
     held_out = tokens(options.validation)
     _print(
-        {"base": base.info.to_json(), "tokens": tokens(options.data), "validation_tokens": held_out}
+        {
+            "base": {**base.info.to_json(), "remarks": compared.remarks(base, tokenizer)},
+            "tokens": tokens(options.data),
+            "validation_tokens": held_out,
+        }
     )
     return 0
 

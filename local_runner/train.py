@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from local_runner import adapters, checkpoints, fused, inputs, manifest
+from local_runner import adapters, checkpoints, compared, inputs, manifest
 from local_runner.data import ChatTokenizer, Example, load_examples, max_length
-from local_runner.evaluate import measure
+from local_runner.learning import Learner, open_learner
 from local_runner.models import base as bases
+from local_runner.models import tokenizers
 from local_runner.stopping import Signals, StopRequested, in_our_words, signals
 from local_runner.update import make_optimizer, micro_batches, rates, steps_per_epoch, update
 from maas_client.errors import MaasError
@@ -52,12 +53,12 @@ class _Run:
     plan: Plan
     base: bases.Base
     model: PeftModel
+    learner: Learner
     optimizer: torch.optim.Optimizer
     rate: Callable[[int], float]
     """Step, counted from 0 -> learning rate."""
     rows: list[Example]
     held_out: list[Example]
-    pad_id: int
     tell: Tell
     keep_epochs: bool = False
     """Whether each epoch's adapter is kept, and how often the model is right is told."""
@@ -186,7 +187,7 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
     base = bases.resolve(plan.base.source if plan.base else None, model=plan.job.model.asset_name)
     inputs.check_inputs(plan, base)
     checkpoints.sweep(run_dir)
-    tokenizer = ChatTokenizer(base.folder)
+    tokenizer = ChatTokenizer(base.folder, model=base.model)
     length = max_length(bases.read_config(base.folder), int(plan.values["max_seq_length"] or -1))
     rows = load_examples(tokenizer, Path(plan.training.path), max_length=length, task=plan.job.task)
     held_out = (
@@ -197,11 +198,11 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
     steps = count_steps(len(rows), plan.values)
     rate = rates(plan, steps)
     model = adapters.attach(bases.load(base), plan, name=base.name)
-    fused.fuse(model)
-    model.train()
     tokens = sum(len(row.ids) for row in rows)
     words = f"{len(rows)} rows, {tokens:,} tokens, {len(held_out)} held out, {steps} steps"
     tell("log", words, {"tokens": tokens})
+    for remark in compared.remarks(base, tokenizer):
+        tell("log", remark)
     if plan.values["apply_early_stopping"] and not held_out:
         tell("log", "apply_early_stopping does nothing: there are no validation rows")
     return _Run(
@@ -209,11 +210,11 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
         plan=plan,
         base=base,
         model=model,
+        learner=open_learner(model, pad_id=tokenizer.eos_id),
         optimizer=make_optimizer(model, plan),
         rate=rate,
         rows=rows,
         held_out=held_out,
-        pad_id=tokenizer.eos_id,
         tell=tell,
     )
 
@@ -236,12 +237,11 @@ def _resume_or_start(run: _Run) -> int | None:
 
 def _step(run: _Run) -> None:
     done = update(
-        run.model,
+        run.learner,
         run.optimizer,
         micro_batches(run.rows, run.plan, run.step),
         rate=run.rate(run.step),
         ceiling=float(run.values["max_grad_norm"]),
-        pad_id=run.pad_id,
     )
     run.step += 1
     run.losses.append(done.loss)
@@ -292,8 +292,7 @@ def _evaluate_if_due(run: _Run) -> None:
 
 def _evaluate(run: _Run) -> float:
     batch = int(run.values["per_device_eval_batch_size"])
-    loss, accuracy = measure(run.model, run.held_out, pad_id=run.pad_id, batch=batch)
-    run.model.train()
+    loss, accuracy = run.learner.measure(run.held_out, batch=batch)
     words = f"step {run.step}/{run.steps}  validation loss {loss:.4f}"
     data = {"step": run.step, "max_steps": run.steps, "epoch": run.epoch, "eval_loss": loss}
     if run.keep_epochs:
@@ -358,8 +357,9 @@ def _merge(run: _Run) -> None:
     checkpoints.clear(staged)
     merged = run.model.merge_and_unload()
     merged.save_pretrained(staged)
+    whole = tokenizers.whole(run.base.folder, model=run.base.model)
     for name in bases.TOKENIZER_FILES:
-        if (source := run.base.folder / name).exists():
+        if (source := whole / name).exists():
             (staged / name).write_bytes(source.read_bytes())
     checkpoints.publish(staged, run.dir.merged)
     run.tell("log", f"merged model written to {run.dir.merged.name}/")

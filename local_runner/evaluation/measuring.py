@@ -43,7 +43,7 @@ def on_rows(
     """
     answered = find_task(task).ask is not None
     metrics.require(task)
-    tokenizer = data.ChatTokenizer(base.folder)
+    tokenizer = data.ChatTokenizer(base.folder, model=base.model)
     length = data.max_length(bases.read_config(base.folder), max_seq_length)
     examples = data.load_examples(tokenizer, file, max_length=length, task=task)
     losses = [
@@ -82,7 +82,7 @@ def on_truthfulqa(
         `results`: for each of the folders its `adapter`, and `metrics`.
     """
     questions = read_questions(file)
-    tokenizer = data.ChatTokenizer(base.folder)
+    tokenizer = data.ChatTokenizer(base.folder, model=base.model)
     found = [
         truthfulqa.measure(model, tokenizer, questions, prompt=prompt)
         for model in _models(base, folders)
