@@ -1,4 +1,4 @@
-"""1 GiB of rows by `maas files upload` into the mock: time, memory on both sides, and after a kill -9 half-way.
+"""1 GiB of rows by `maas files upload` into the mock: time, memory of both, and after a kill -9 half-way.
 
     python -m benchmarks.large_upload [--write benchmarks/README.md]
 
@@ -103,8 +103,9 @@ def measure(server: Server, folder: Path, mock: Path) -> list[str]:
     return lines
 
 
-def _row(what: str, seconds: float, mib: float, sent: int, client: int, mock: int) -> str:
+def _row(what: str, seconds: float, mib: float, sent: int, *memory: int) -> str:
     rate = f"{mib / seconds:.0f}" if mib else ""
+    client, mock = memory
     return f"| {what} | {seconds:.1f} | {rate} | {sent} | {client or ''} | {mock} |"
 
 
