@@ -76,6 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_base(made)
     _add_data(made)
     made.add_argument("--validation", type=Path, help="held-out rows, counted apart")
+    _add_system_turns(made)
+    made = verb("preview", _preview, "the tokens of some rows, and which of them are trained")
+    _add_base(made)
+    _add_data(made)
+    made.add_argument("--rows", type=int, default=3, help="how many")
+    made.add_argument("--line", type=int, default=1, help="from which line of the file on")
+    _add_system_turns(made)
     made = verb("evaluate", _evaluate, "the loss on a dataset")
     _add_base(made)
     _add_data(made)
@@ -98,6 +105,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", default="chat_completion")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--max-seq-length", type=int, default=-1)
+
+
+def _add_system_turns(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--system-turns", choices=("refuse", "fold"), default="fold")
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -145,18 +156,38 @@ def _count(options: argparse.Namespace) -> int:
 
     base = bases.resolve(options.base, model=options.model)
     length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
-    tokenizer = data.ChatTokenizer(base.folder)
+    tokenizer = data.ChatTokenizer(base.folder, system_turns=options.system_turns)
 
     def tokens(file: Path | None) -> Mapping[str, Any] | None:
         if file is None:
             return None
-        rows = data.load_examples(tokenizer, file, max_length=length)
+        rows = data.load_examples(tokenizer, file, max_length=length, task=options.task)
         return data.count(rows, counted_by=f"the tokenizer of {base.info.label}").to_json()
 
     held_out = tokens(options.validation)
     _print(
         {"base": base.info.to_json(), "tokens": tokens(options.data), "validation_tokens": held_out}
     )
+    return 0
+
+
+def _preview(options: argparse.Namespace) -> int:
+    from local_runner import data
+    from local_runner.models import base as bases
+    from local_runner.preview import preview
+
+    base = bases.resolve(options.base, model=options.model)
+    length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
+    tokenizer = data.ChatTokenizer(base.folder, system_turns=options.system_turns)
+    shown = preview(
+        tokenizer,
+        options.data,
+        task=options.task,
+        max_length=length,
+        count=options.rows,
+        line=options.line,
+    )
+    _print({"base": base.info.to_json(), "max_seq_length": length, "rows": shown})
     return 0
 
 

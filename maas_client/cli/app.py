@@ -8,8 +8,17 @@ from typing import Annotated
 
 import typer
 
-from maas_client.cli import files, hosting, jobs, parcels, render
-from maas_client.cli.options import Base, JobFile, Json, Name, New, Simulate, TargetName
+from maas_client.cli import chat, files, hosting, jobs, parcels, preview, render
+from maas_client.cli.options import (
+    Base,
+    JobFile,
+    Json,
+    Name,
+    New,
+    Simulate,
+    TargetName,
+    ValidationSplit,
+)
 
 app = typer.Typer(
     help="Fine-tune Phi models: one job file for Azure ML, its offline twin, and this machine.",
@@ -24,7 +33,8 @@ app.add_typer(hosting.targets, name="targets")
 app.command()(jobs.follow)
 app.command()(hosting.deploy)
 app.command()(hosting.undeploy)
-app.command()(hosting.chat)
+app.command()(chat.chat)
+app.command()(preview.preview)
 
 
 @app.command()
@@ -59,10 +69,27 @@ def validate(
 
 
 @app.command()
+def split(
+    data: Annotated[Path, typer.Argument(help="Rows: jsonl, csv, tsv or parquet.")],
+    fraction: Annotated[float, typer.Option(help="Share of rows for validation.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Other sides for other seeds.")] = 42,
+    task: Annotated[str, typer.Option(help="What the rows are for.")] = "chat_completion",
+    out: Annotated[Path | None, typer.Option("--out", help="The folder to write to.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write training and validation rows, with no question in both parts. The rows stay as they are."""
+    from maas_client import planning
+
+    train, held, made = planning.split(data, task, fraction=fraction, seed=seed, out=out)
+    render.split(train, held, made, as_json=as_json)
+
+
+@app.command()
 def plan(
     job_file: JobFile,
     target: TargetName = "local",
     base: Base = None,
+    validation_split: ValidationSplit = None,
     as_json: Json = False,
 ) -> None:
     """Show what will happen: values and their sources, rows, tokens, steps, warnings."""
@@ -71,7 +98,8 @@ def plan(
 
     place = flow.open_target(target)
     try:
-        render.plan(flow.plan_job(job_file, place, base=base), as_json=as_json)
+        ready = flow.plan_job(job_file, place, base=base, validation_split=validation_split)
+        render.plan(ready, as_json=as_json)
     except PlanError:
         if not as_json:  # the table shows which values were refused; the error says why
             render.refused(job_file, place)
@@ -85,6 +113,7 @@ def run(
     job_file: JobFile,
     target: TargetName = "local",
     base: Base = None,
+    validation_split: ValidationSplit = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where the files go.")] = None,
     name: Name = None,
     new: New = False,
@@ -98,13 +127,14 @@ def run(
     from maas_client import flow
 
     place = flow.open_target(target, engine="simulate" if simulate else "train")
-    ready = flow.plan_job(job_file, place, base=base, name=name)
+    ready = flow.plan_job(job_file, place, base=base, name=name, validation_split=validation_split)
     render.plan_brief(ready, as_json=as_json)
     with parcels.uploads(place, as_json=as_json):
         handle = flow.submit(ready, place, new=new)
     jobs.say_if_found(handle, as_json=as_json)
     with_base = f" --base {base}" if base else ""
-    again = f"maas run {job_file} --target {target}{with_base} --name {handle.id}"
+    with_split = "" if validation_split is None else f" --validation-split {validation_split:g}"
+    again = f"maas run {job_file} --target {target}{with_base}{with_split} --name {handle.id}"
     jobs.follow_to_the_end(handle, as_json=as_json, again=again)
     render.run_dir(flow.collect(handle, out), as_json=as_json)
     place.close()
@@ -115,6 +145,7 @@ def submit(
     job_file: JobFile,
     target: TargetName = "local",
     base: Base = None,
+    validation_split: ValidationSplit = None,
     name: Name = None,
     new: New = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
@@ -128,7 +159,7 @@ def submit(
     from maas_client import flow
 
     place = flow.open_target(target)
-    ready = flow.plan_job(job_file, place, base=base, name=name)
+    ready = flow.plan_job(job_file, place, base=base, name=name, validation_split=validation_split)
     render.plan_brief(ready, as_json=as_json)
     with parcels.uploads(place, as_json=as_json):
         handle = flow.submit(ready, place, new=new)

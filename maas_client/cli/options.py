@@ -47,3 +47,12 @@ Simulate = Annotated[
     bool,
     typer.Option("--simulate", help="Local only: the same files in a second, nothing trained."),
 ]
+ValidationSplit = Annotated[
+    float | None,
+    typer.Option(
+        "--validation-split",
+        help="Validate with this share of the training rows; no question is in both parts.",
+        min=0,
+        max=1,
+    ),
+]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from maas_client.jobs import Endpoint, Event, Job
-    from maas_client.plan import Plan, Resolved
+    from maas_client.plan import Plan, Resolved, SplitPlan
     from maas_client.serving import Answer
     from maas_client.settings import TargetSettings
     from maas_client.spec.catalog import ModelEntry
@@ -33,6 +33,11 @@ _SECRET = ("identity_header", "api_key")
 def line(text: str) -> None:
     """One line for people."""
     print(text, flush=True)
+
+
+def data(found: Any) -> None:
+    """What a program asked for."""
+    _json(found)
 
 
 def done(text: str, *, as_json: bool) -> None:
@@ -86,16 +91,26 @@ def dataset(report: DatasetReport, *, as_json: bool) -> None:
     line(f"{report.path}: {report.bad_rows:,} of {report.rows:,} rows are bad{more}")
 
 
+def split(train: DatasetReport, held: DatasetReport, made: SplitPlan, *, as_json: bool) -> None:
+    if as_json:
+        parts = {"training": train.to_json(), "validation": held.to_json()}
+        _json({**parts, "split": made.to_json()})
+        return
+    for report in (train, held):
+        line(f"{report.path}: {report.rows:,} rows")
+    line(f"{made.rows:,} rows in {made.groups:,} questions, none in both; seed {made.seed}")
+
+
 def plan(ready: Plan, *, as_json: bool) -> None:
     """The whole plan."""
     if as_json:
         _json(ready.to_json())
         return
-    console = _console()
-    console.print(_facts(ready))
-    console.print(_values(ready.hyperparameters))
+    screen = console()
+    screen.print(_facts(ready))
+    screen.print(_values(ready.hyperparameters))
     for warning in ready.warnings:
-        console.print(f"[yellow]warning:[/] {_escape(warning)}")
+        screen.print(f"[yellow]warning:[/] {_escape(warning)}")
 
 
 def plan_brief(ready: Plan, *, as_json: bool) -> None:
@@ -115,7 +130,7 @@ def refused(job_file: Path, target: Target) -> None:
     from maas_client.spec.loading import load_job
 
     job = load_job(job_file)
-    _console().print(_values(resolve(job, target.limits(job))))
+    console().print(_values(resolve(job, target.limits(job))))
 
 
 def jobs(found: Sequence[Job], *, as_json: bool) -> None:
@@ -131,7 +146,7 @@ def jobs(found: Sequence[Job], *, as_json: bool) -> None:
             entry.model.rpartition("/models/")[2].replace("/versions/", ":") or entry.model,
             entry.output_model or "",
         )
-    _console().print(table)
+    console().print(table)
 
 
 def job(entry: Job, *, as_json: bool) -> None:
@@ -205,7 +220,7 @@ def models(entries: Iterable[ModelEntry], *, as_json: bool) -> None:
             str(entry.retired or ""),
             entry.replacement or "",
         )
-    _console().print(table)
+    console().print(table)
 
 
 def model(entry: ModelEntry, *, as_json: bool) -> None:
@@ -224,7 +239,7 @@ def endpoints(found: Sequence[Endpoint], *, as_json: bool) -> None:
     table = _table("endpoint", "state", "model", "since")
     for entry in found:
         table.add_row(entry.name, entry.state, entry.model, _when(entry.created_at))
-    _console().print(table)
+    console().print(table)
 
 
 def endpoint(entry: Endpoint, *, as_json: bool) -> None:
@@ -278,7 +293,7 @@ def targets(found: Mapping[str, TargetSettings], *, as_json: bool) -> None:
         else:
             kind = "azure_ml, a mock" if row["resource_manager"] else "azure_ml"
             table.add_row(name, kind, f"{row['resource_group']}/{row['workspace']}")
-    _console().print(table)
+    console().print(table)
 
 
 def findings(found: Sequence[Finding], *, as_json: bool) -> None:
@@ -301,6 +316,10 @@ def _facts(ready: Plan) -> Table:
         "validation data": f"{ready.validation.path} ({_rows(ready.validation.report)})"
         if ready.validation
         else "none",
+        "validation split": f"{ready.split.fraction:g} of {ready.split.rows:,} rows in "
+        f"{ready.split.groups:,} questions, seed {ready.split.seed}, of {ready.split.path}"
+        if ready.split
+        else None,
         "tokens": f"{tokens.total:,} in an epoch, {tokens.trained:,} trained, longest row {tokens.longest:,}"
         if tokens
         else f"{UNKNOWN}: the model's tokenizer is not on this machine",
@@ -356,7 +375,8 @@ def _json(data: Any) -> None:
     print(json.dumps(data, ensure_ascii=False), flush=True)
 
 
-def _console() -> Console:
+def console() -> Console:
+    """The terminal, or the pipe, for what is more than lines."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 120  # a pipe has no width; a path must not be folded
