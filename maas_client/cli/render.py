@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from maas_client.plan import Plan, Resolved, SplitPlan
     from maas_client.serving import Answer
     from maas_client.settings import TargetSettings
-    from maas_client.spec.catalog import ModelEntry
     from maas_client.spec.dataset import DatasetReport
     from maas_client.spec.rundir import RunDir
     from maas_client.targets.base import Finding, Target
@@ -106,11 +105,11 @@ def plan(ready: Plan, *, as_json: bool) -> None:
     if as_json:
         _json(ready.to_json())
         return
-    screen = console()
-    screen.print(_facts(ready))
-    screen.print(_values(ready.hyperparameters))
+    console = _console()
+    console.print(_facts(ready))
+    console.print(_values(ready.hyperparameters))
     for warning in ready.warnings:
-        screen.print(f"[yellow]warning:[/] {_escape(warning)}")
+        console.print(f"[yellow]warning:[/] {_escape(warning)}")
 
 
 def plan_brief(ready: Plan, *, as_json: bool) -> None:
@@ -130,7 +129,7 @@ def refused(job_file: Path, target: Target) -> None:
     from maas_client.spec.loading import load_job
 
     job = load_job(job_file)
-    console().print(_values(resolve(job, target.limits(job))))
+    _console().print(_values(resolve(job, target.limits(job))))
 
 
 def jobs(found: Sequence[Job], *, as_json: bool) -> None:
@@ -146,7 +145,7 @@ def jobs(found: Sequence[Job], *, as_json: bool) -> None:
             entry.model.rpartition("/models/")[2].replace("/versions/", ":") or entry.model,
             entry.output_model or "",
         )
-    console().print(table)
+    _console().print(table)
 
 
 def job(entry: Job, *, as_json: bool) -> None:
@@ -204,32 +203,27 @@ def evaluation(losses: Mapping[str, Any], *, as_json: bool) -> None:
     line(f"loss before {before:.4f}  after {after:.4f}  ({(after / before - 1) * 100:+.1f} %)")
 
 
-def models(entries: Iterable[ModelEntry], *, as_json: bool) -> None:
+def models(
+    rows: Iterable[Sequence[str]], others: Iterable[str], *, whole: Any, as_json: bool
+) -> None:
     if as_json:
-        _json([_entry(entry) for entry in entries])
+        _json(whole)
         return
-    table = _table("model", "versions", "context", "tuned", "retired", "use instead")
-    for entry in entries:
-        table.add_row(
-            entry.name,
-            f"{entry.versions[0]}-{entry.versions[-1]}"
-            if len(entry.versions) > 1
-            else entry.versions[0],
-            f"{entry.context:,}",
-            "serverless" if entry.serverless else "managed compute",
-            str(entry.retired or ""),
-            entry.replacement or "",
-        )
-    console().print(table)
+    table = _table("model", "size", "context", "tuned", "retired", "use instead")
+    for row in rows:
+        table.add_row(*row)
+    _console().print(table)
+    line("Not done here:")
+    for sentence in others:
+        line(f"  {sentence}")
 
 
-def model(entry: ModelEntry, *, as_json: bool) -> None:
+def model(facts: Iterable[tuple[str, str]], *, whole: Any, as_json: bool) -> None:
     if as_json:
-        _json(_entry(entry))
+        _json(whole)
         return
-    for key, value in _entry(entry).items():
-        text = ", ".join(map(str, value)) if isinstance(value, list) else value
-        line(f"{key:16} {UNKNOWN if text in ('', None) else text}")
+    for key, value in facts:
+        line(f"{key:16} {value}")
 
 
 def endpoints(found: Sequence[Endpoint], *, as_json: bool) -> None:
@@ -239,7 +233,7 @@ def endpoints(found: Sequence[Endpoint], *, as_json: bool) -> None:
     table = _table("endpoint", "state", "model", "since")
     for entry in found:
         table.add_row(entry.name, entry.state, entry.model, _when(entry.created_at))
-    console().print(table)
+    _console().print(table)
 
 
 def endpoint(entry: Endpoint, *, as_json: bool) -> None:
@@ -293,7 +287,7 @@ def targets(found: Mapping[str, TargetSettings], *, as_json: bool) -> None:
         else:
             kind = "azure_ml, a mock" if row["resource_manager"] else "azure_ml"
             table.add_row(name, kind, f"{row['resource_group']}/{row['workspace']}")
-    console().print(table)
+    _console().print(table)
 
 
 def findings(found: Sequence[Finding], *, as_json: bool) -> None:
@@ -354,10 +348,6 @@ def _rows(report: DatasetReport | None) -> str:
     return f"{report.rows:,} rows" if report else "elsewhere, not looked at"
 
 
-def _entry(entry: ModelEntry) -> dict[str, Any]:
-    return json.loads(json.dumps({"asset": entry.asset_id(), **asdict(entry)}, default=str))  # type: ignore[no-any-return]
-
-
 def _status(entry: Job) -> str:
     return f"{entry.status} (simulated)" if entry.simulated else str(entry.status)
 
@@ -377,6 +367,10 @@ def _json(data: Any) -> None:
 
 def console() -> Console:
     """The terminal, or the pipe, for what is more than lines."""
+    return _console()
+
+
+def _console() -> Console:
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 120  # a pipe has no width; a path must not be folded

@@ -15,33 +15,21 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from local_runner.data import ChatTokenizer, count, load_examples
 from local_runner.preview import preview
 from maas_client.errors import DatasetError
+from maas_client.spec.catalog_file import template
 
-TURN = "'<|' + message['role'] + '|>'"
-SKIPS_NOTHING = (
-    "{% for message in messages %}{{ " + TURN + " + SEP + message['content'] + '<|end|>' + SEP }}"
-)
-END = (
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' + SEP }}{% else %}{{ eos_token }}{% endif %}"
-)
-TEMPLATES = {
-    "mini": "{% for message in messages %}{% if message['role'] in ['system', 'user', 'assistant'] %}{{ "
-    + TURN
-    + " + SEP + message['content'] + '<|end|>' + SEP }}{% endif %}"
-    + END,
-    "medium": "{% for message in messages %}{% if message['role'] == 'user' %}"
-    "{{ '<|user|>' + SEP + message['content'] + '<|end|>' + SEP + '<|assistant|>' + SEP }}"
-    "{% elif message['role'] == 'assistant' %}{{ message['content'] + '<|end|>' + SEP }}{% endif %}"
-    "{% endfor %}",
-    "small": "{{ bos_token }}" + SKIPS_NOTHING + END,
-    "phi-4-mini": "{% for message in messages %}"
-    "{% if message['role'] == 'system' and message['tools'] is defined and message['tools'] %}"
-    "{{ '<|system|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|><|end|>' }}"
-    "{% else %}{{ " + TURN + " + message['content'] + '<|end|>' }}{% endif %}" + END,
-}
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 TOOLS = ("<|tool|>", "<|/tool|>", "<|tool_call|>", "<|/tool_call|>")
-FAMILIES = tuple(TEMPLATES)
+SPECIALS = {
+    "phi-3-mini": ROLES,
+    "phi-3-medium": ROLES,
+    "phi-3-small": ROLES,
+    "phi-3.5": ROLES,
+    "phi-4-mini": (*ROLES, *TOOLS),
+    "phi-4": ("<|im_start|>", "<|im_sep|>", "<|im_end|>"),
+}
+FAMILIES = tuple(SPECIALS)
+SENTENCEPIECE = ("phi-3-mini", "phi-3-medium", "phi-3.5")
+"""Their special tokens take the white space behind them along."""
 ABC = "abcdefghijklmnopqrstuvwxyz .?"
 
 
@@ -76,24 +64,28 @@ def byte_level() -> Tokenizer:
     return raw
 
 
+def end_of(family: str) -> str:
+    return "<|im_end|>" if family == "phi-4" else "<|end|>"
+
+
 def write_family(family: str, folder: Path) -> Path:
-    eats = family in ("mini", "medium")  # their tokens take the white space behind them along
+    eats = family in SENTENCEPIECE
     raw = sentencepiece() if eats else byte_level()
-    words = [*ROLES, *(TOOLS if family == "phi-4-mini" else ())]
     raw.add_special_tokens(
         [
-            *(AddedToken(word, special=True, normalized=False, rstrip=eats) for word in words),
+            *(
+                AddedToken(word, special=True, normalized=False, rstrip=eats)
+                for word in SPECIALS[family]
+            ),
             AddedToken("<|endoftext|>", special=True, normalized=False),
         ]
     )
     folder.mkdir(parents=True, exist_ok=True)
     raw.save(str(folder / "tokenizer.json"))
-    separator = "''" if family == "phi-4-mini" else "'\n'"
-    template = TEMPLATES[family].replace("SEP", separator)
     bos = "<s>" if eats else "<|endoftext|>"
-    config = {"bos_token": bos, "eos_token": "<|endoftext|>", "chat_template": template}
+    config = {"bos_token": bos, "eos_token": "<|endoftext|>", "chat_template": template(family)}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    stops = [raw.token_to_id("<|end|>"), raw.token_to_id("<|endoftext|>")]
+    stops = [raw.token_to_id(end_of(family)), raw.token_to_id("<|endoftext|>")]
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
     return folder
 
@@ -150,8 +142,8 @@ def test_only_answers_and_their_ends_are_trained(
     talk = [system(opening)] if opening else []
     for question, answer, weight in pairs:
         talk += [user(question), said(answer, **({} if weight is None else {"weight": weight}))]
-    eats = family in ("mini", "medium")
-    right = [f"{answer}<|end|>" for _, answer, weight in pairs if weight != 0]
+    eats = family in SENTENCEPIECE
+    right = [answer + end_of(family) for _, answer, weight in pairs if weight != 0]
     found = trained_runs(tokenizer, {"messages": talk})
     texts = [text for _, text in found]
     if eats:
@@ -179,17 +171,17 @@ def test_a_system_turn_that_would_be_dropped_is_refused_or_folded(
     rows = [[user("where"), said("there")], [system("be brief"), user("where"), said("there")]]
     file.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     with pytest.raises(DatasetError) as refused:
-        load_examples(open_family("medium", system_turns="refuse"), file, max_length=99)
+        load_examples(open_family("phi-3-medium", system_turns="refuse"), file, max_length=99)
     [problem] = refused.value.problems
     assert problem.line == 2
     assert "system turn" in problem.message
     assert "system_turns: fold" in problem.hint
 
-    folding = open_family("medium")
+    folding = open_family("phi-3-medium")
     assert "<|user|>\nbe brief\n\nwhere<|end|>" in folding.draw({"messages": rows[1]}).text
     counted = count(load_examples(folding, file, max_length=99), counted_by="")
     assert (counted.system_rows.count, counted.system_rows.first) == (1, (2,))
-    kept = load_examples(open_family("mini", system_turns="refuse"), file, max_length=99)
+    kept = load_examples(open_family("phi-3-mini", system_turns="refuse"), file, max_length=99)
     assert count(kept, counted_by="").system_rows.count == 0
 
 
@@ -243,10 +235,14 @@ def test_a_template_that_writes_tools_itself_is_given_them(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("family", "row", "why"),
     [
-        ("mini", {"messages": ERRAND[:1] + ERRAND[3:], "tools": [TOOL]}, "no place for tools"),
-        ("small", {"messages": ERRAND}, "no place for tool_calls"),
-        ("mini", {"messages": [*ERRAND[:1], said("x"), *ERRAND[2:]]}, "leaves it out"),
-        ("small", {"messages": [*ERRAND[:1], said("x"), *ERRAND[2:]]}, r"writes <\|tool\|>"),
+        (
+            "phi-3-mini",
+            {"messages": ERRAND[:1] + ERRAND[3:], "tools": [TOOL]},
+            "no place for tools",
+        ),
+        ("phi-3-small", {"messages": ERRAND}, "no place for tool_calls"),
+        ("phi-3-mini", {"messages": [*ERRAND[:1], said("x"), *ERRAND[2:]]}, "leaves it out"),
+        ("phi-3-small", {"messages": [*ERRAND[:1], said("x"), *ERRAND[2:]]}, r"writes <\|tool\|>"),
     ],
 )
 def test_what_a_template_cannot_say_of_tools_is_refused_by_name(
@@ -257,7 +253,7 @@ def test_what_a_template_cannot_say_of_tools_is_refused_by_name(
 
 
 def test_peculiar_rows_are_counted_with_their_lines(tmp_path: Path) -> None:
-    folder = write_family("mini", tmp_path / "family")
+    folder = write_family("phi-3-mini", tmp_path / "family")
     (folder / "generation_config.json").write_text('{"eos_token_id": 2}')
     file = tmp_path / "rows.jsonl"
     rows = [
@@ -273,7 +269,7 @@ def test_peculiar_rows_are_counted_with_their_lines(tmp_path: Path) -> None:
     assert counted.open_ends.count == 0
 
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    config["chat_template"] = config["chat_template"].replace("+ '<|end|>'", "")
+    config["chat_template"] = config["chat_template"].replace("<|end|>", "")
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     counted = count(load_examples(ChatTokenizer(folder), file, max_length=99), counted_by="")
     assert counted.open_ends.first == (1, 2, 3)
@@ -294,9 +290,10 @@ def test_a_preview_shows_every_character_once_and_what_is_trained(
         "".join(token["text"] for token in row["tokens"]) == tokenizer.draw({"messages": talk}).text
     )
     learned = "".join(token["text"] for token in row["tokens"] if token["trained"])
-    eaten = "" if family in {"phi-4-mini", "small"} else "\n"
-    assert learned == f"dort 🙂 drüben<|end|>{eaten}ja<|end|>{eaten}"
-    assert [token["text"].strip() for token in row["tokens"] if token["end"]] == ["<|end|>"] * 2
+    eaten = "\n" if family in SENTENCEPIECE else ""
+    end = end_of(family)
+    assert learned == f"dort 🙂 drüben{end}{eaten}ja{end}{eaten}"
+    assert [token["text"].strip() for token in row["tokens"] if token["end"]] == [end] * 2
     assert [row["line"] for row in preview(tokenizer, file, count=9, line=4, **options)] == [4]
     with pytest.raises(DatasetError, match="no row from line 9"):
         preview(tokenizer, file, count=1, line=9, **options)
