@@ -130,8 +130,6 @@ def local_limits(
     """
     entry = find_model(model.asset_name)
     refusals: tuple[str, ...] = ()
-    if entry is not None and entry.architecture != "phi3":
-        refusals = (f"{entry.name} has an architecture that the local runner cannot train yet.",)
     if entry is None and (outsider := find_outsider(model.asset_name)) is not None:
         refusals = (_outside(outsider),)
     retired = retirement(entry, today) if today is not None else ()
