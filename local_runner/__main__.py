@@ -192,12 +192,12 @@ def _base(options: argparse.Namespace) -> int:
 
 
 def _count(options: argparse.Namespace) -> int:
-    from local_runner import data
+    from local_runner import compared, data
     from local_runner.models import base as bases
 
     base = bases.resolve(options.base, model=options.model)
     length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
-    tokenizer = data.ChatTokenizer(base.folder, system_turns=options.system_turns)
+    tokenizer = data.ChatTokenizer(base.folder, model=base.model, system_turns=options.system_turns)
 
     def tokens(file: Path | None) -> Mapping[str, Any] | None:
         if file is None:
@@ -207,7 +207,11 @@ def _count(options: argparse.Namespace) -> int:
 
     held_out = tokens(options.validation)
     _print(
-        {"base": base.info.to_json(), "tokens": tokens(options.data), "validation_tokens": held_out}
+        {
+            "base": {**base.info.to_json(), "remarks": compared.remarks(base, tokenizer)},
+            "tokens": tokens(options.data),
+            "validation_tokens": held_out,
+        }
     )
     return 0
 
@@ -219,7 +223,7 @@ def _preview(options: argparse.Namespace) -> int:
 
     base = bases.resolve(options.base, model=options.model)
     length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
-    tokenizer = data.ChatTokenizer(base.folder, system_turns=options.system_turns)
+    tokenizer = data.ChatTokenizer(base.folder, model=base.model, system_turns=options.system_turns)
     shown = preview(
         tokenizer,
         options.data,
@@ -238,7 +242,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from local_runner.models import base as bases
 
     base = bases.resolve(options.base, model=options.model)
-    tokenizer = data.ChatTokenizer(base.folder)
+    tokenizer = data.ChatTokenizer(base.folder, model=base.model)
     length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
     rows = data.load_examples(tokenizer, options.data, max_length=length)
     model: Any = bases.load(base)

@@ -10,13 +10,13 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from local_runner.models import tokenizers
 from local_runner.templates import MARK, ChatTemplate, LostSystemError, Message, SystemTurns
 from maas_client.errors import BaseModelError, DatasetError, Problem
 from maas_client.spec.dataset import numbered_rows
@@ -66,13 +66,17 @@ class ChatTokenizer:
     """A base model's own tokenizer and chat template. Light: no torch, no transformers.
 
     Args:
-        folder: the model's folder.
+        folder: the model's.
+        model: the catalogue's name of the model, where it is known: it says what the folder lacks.
         system_turns: what becomes of a system turn that the template has no place for.
     """
 
-    def __init__(self, folder: Path, *, system_turns: SystemTurns = "fold") -> None:
+    def __init__(
+        self, folder: Path, *, model: str = "", system_turns: SystemTurns = "fold"
+    ) -> None:
         from tokenizers import Tokenizer
 
+        own, folder = folder, tokenizers.whole(folder, model=model)
         try:
             self.raw: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             self._settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
@@ -87,14 +91,19 @@ class ChatTokenizer:
         if eos_id is None:
             raise BaseModelError(f"{folder}: the tokenizer has no end-of-text token")
         self.eos_id: int = eos_id
+        self.special = {
+            "bos_token": _text_of(self._settings.get("bos_token")),
+            "eos_token": self.eos,
+        }
+        self.stops = tokenizers.stop_ids(own, self.raw, model=model, eos=eos_id)
         added = self.raw.get_added_tokens_decoder()
         self.added = frozenset(token.content for token in added.values())
         self._specials = tuple(token.content for token in added.values() if token.special)
         self._spelled = re.compile("|".join(map(re.escape, self._specials)) or r"(?!)")
-        bos = _text_of(self._settings.get("bos_token"))
-        self.template = ChatTemplate(source, bos=bos, eos=self.eos, added=self.added)
+        self.template = ChatTemplate(
+            source, bos=self.special["bos_token"], eos=self.eos, added=self.added
+        )
         self._system_turns: SystemTurns = system_turns
-        self._stops = _stops(folder)
 
     def render(self, messages: Sequence[Message], *, answer: bool = False) -> str:
         """The conversation as text; with `answer`, up to where the assistant begins to speak."""
@@ -153,7 +162,7 @@ class ChatTokenizer:
         if "" in ends:
             notes.add("open end")
         heard = {self.raw.token_to_id(word) for word in ends if word}
-        if self._stops and not heard <= self._stops:
+        if not heard <= self.stops:
             notes.add("deaf end")
         return notes
 
@@ -331,13 +340,3 @@ def max_length(config: Mapping[str, Any], asked: int) -> int:
 def _text_of(token: Any) -> str:
     """A special token's text; some files write it as an object."""
     return str(token["content"]) if isinstance(token, dict) else str(token or "")
-
-
-def _stops(folder: Path) -> frozenset[int]:
-    """The tokens at which the model stops; empty where the folder does not say."""
-    for name in ("generation_config.json", "config.json"):
-        with suppress(OSError, ValueError):
-            ids = json.loads((folder / name).read_text("utf-8")).get("eos_token_id")
-            if ids is not None:
-                return frozenset([ids] if isinstance(ids, int) else ids)
-    return frozenset()

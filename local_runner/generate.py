@@ -68,13 +68,12 @@ class Answerer:
 
     def __init__(self, base: bases.Base) -> None:
         self.base = base
-        self.tokenizer = ChatTokenizer(base.folder)
+        self.tokenizer = ChatTokenizer(base.folder, model=base.model)
         self._plain: Any = bases.load(base).eval()
         self._adapted: PeftModel | None = None
         self._names: dict[Key, str] = {}
         self._loras: OrderedDict[Key, low_rank.Lora | None] = OrderedDict()
-        ends = self._plain.generation_config.eos_token_id
-        self._ends = frozenset([ends] if isinstance(ends, int) else ends or [self.tokenizer.eos_id])
+        self._ends = self.tokenizer.stops
         self._context = int(bases.read_config(base.folder)["max_position_embeddings"])
         self.batch = Batch(lean.Lean(self._plain)) if lean.serves(self._plain) else None
         self._in_batch: dict[Row, Answer] = {}

@@ -187,6 +187,7 @@ def make_plan(
             *limits.warnings,
             *warnings,
             *remarks.on_base(job, base),
+            *(base.remarks if base else ()),
             *remarks.on_values(resolved),
             *remarks.on_data("training_data", training, split=split is not None),
             *remarks.on_data("validation_data", validation, split=split is not None),

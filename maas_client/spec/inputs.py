@@ -24,6 +24,11 @@ class BaseInfo:
     """sha256 over the weights."""
     stand_in: bool = False
     """Whether it is another model than the job names."""
+    remarks: tuple[str, ...] = ()
+    """What its tokenizer has that the catalogue's model has not."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "remarks", tuple(self.remarks))  # JSON has lists
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
