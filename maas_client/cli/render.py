@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from maas_client.jobs import Endpoint, Event, Job
-    from maas_client.plan import Plan, Resolved, SplitPlan
+    from maas_client.plan import Plan, Resolved
     from maas_client.serving import Answer
     from maas_client.settings import TargetSettings
     from maas_client.spec.dataset import DatasetReport
@@ -93,16 +93,6 @@ def dataset(report: DatasetReport, *, as_json: bool) -> None:
     rest = report.bad_rows - len({problem.line for problem in report.problems})
     more = f"; {rest:,} more bad rows are not listed" if rest > 0 else ""
     line(f"{report.path}: {report.bad_rows:,} of {report.rows:,} rows are bad{more}")
-
-
-def split(train: DatasetReport, held: DatasetReport, made: SplitPlan, *, as_json: bool) -> None:
-    if as_json:
-        parts = {"training": train.to_json(), "validation": held.to_json()}
-        _json({**parts, "split": made.to_json()})
-        return
-    for report in (train, held):
-        line(f"{report.path}: {report.rows:,} rows")
-    line(f"{made.rows:,} rows in {made.groups:,} questions, none in both; seed {made.seed}")
 
 
 def plan(ready: Plan, *, as_json: bool) -> None:
@@ -210,14 +200,28 @@ def tracked(places: Sequence[str], *, as_json: bool) -> None:
         line(f"tracked: {place}")
 
 
-def evaluation(losses: Mapping[str, Any], *, as_json: bool) -> None:
+def evaluation(found: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        _json(losses)
+        _json(found)
         return
-    results = losses["results"]
-    before, after = results[0]["loss"], results[-1]["loss"]
-    line(f"{losses['rows']:,} rows, {losses['tokens']:,} trained tokens, on {losses['base']}")
-    line(f"loss before {before:.4f}  after {after:.4f}  ({(after / before - 1) * 100:+.1f} %)")
+    before, after = (_measures(result) for result in found["results"])
+    tokens = f", {found['tokens']:,} trained tokens" if "tokens" in found else ""
+    what = f"{found['rows']:,} {'questions' if 'benchmark' in found else 'rows'}{tokens}"
+    line(f"{what}, on {found['base']}")
+    if "prompt_format" in found:
+        line(f"asked through {found['prompt_format']}")
+    table = _table("", "before", "after", "change")
+    for name, value in before.items():
+        now = after[name]
+        change = f"{(now / value - 1) * 100:+.1f} %" if value else f"{now - value:+.4f}"
+        table.add_row(name, f"{value:.4f}", f"{now:.4f}", change)
+    _console().print(table)
+    hint(found["file"], as_json=False)
+
+
+def _measures(result: Mapping[str, Any]) -> dict[str, float]:
+    loss: dict[str, float] = {"loss": result["loss"]} if "loss" in result else {}
+    return {**loss, **result["metrics"]}
 
 
 def models(

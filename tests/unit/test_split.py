@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from maas_client import flow, planning
@@ -63,7 +63,7 @@ def test_no_question_is_on_both_sides_and_no_row_is_lost(
     try:
         train, held, made = parts(file, fraction=fraction, seed=seed)
     except DatasetError:
-        assume(False)  # all of them ask the same
+        reject()  # all of them ask the same
     assert sorted(train + held) == sorted(file.read_text().splitlines())
     assert train
     assert held
