@@ -41,7 +41,13 @@ from maas_client.spec.loading import load_job
 from maas_client.spec.rundir import RunDir
 from maas_client.spec.tables import format_of
 from maas_client.targets import runner
-from maas_client.targets.base import HostingTarget, KeyedTarget, ManifestTarget, Target
+from maas_client.targets.base import (
+    HostingTarget,
+    KeyedTarget,
+    ManifestTarget,
+    Target,
+    endpoint_name,
+)
 from maas_client.targets.local import LocalTarget
 
 OnEvent = Callable[[Event], None]
@@ -248,11 +254,18 @@ def collect(handle: JobHandle, dest: str | Path | None = None) -> RunDir:
 
 
 def deploy(model: str, target: Target, *, endpoint: str | None = None) -> Endpoint:
-    """Serve a registered model. On a hosted target that is billed by the hour until `undeploy`."""
-    # `name:version`, or `ft:base:organisation:name:id` of OpenAI's wire
-    called = (model.split(":") + [""] * 3)[3] or model.removeprefix("ft:").partition(":")[0]
-    name = endpoint or re.sub(r"[^a-zA-Z0-9-]", "-", called)
-    return hosting(target).deploy(model, endpoint=name)
+    """Serve a registered model. On a hosted target that is billed by the hour until `undeploy`.
+
+    Args:
+        model: `name:version`, or `ft:base:organisation:suffix:id` of OpenAI's wire, or a checkpoint's.
+        target: the one that has it.
+        endpoint: its name; without it, one that is made of the model's.
+
+    Raises:
+        ConflictError: another model is served under that name.
+        TargetError: the service could not bring it up.
+    """
+    return hosting(target).deploy(model, endpoint=endpoint or endpoint_name(model))
 
 
 def open_chat(name: str, target: Target, settings: TargetSettings | None = None) -> Chat:
