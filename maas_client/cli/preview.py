@@ -66,7 +66,7 @@ def preview(
         console.print(_body(row, plain=plain, full=full))
         for note in row["notes"]:
             console.print(f"  note: {_NOTES[note]}", markup=False, highlight=False)
-    render.hint(f"\nby the tokenizer of {found['base']['label']}", as_json=False)
+    console.print(f"\nby the tokenizer of {found['base']['label']}", markup=False, highlight=False)
 
 
 def _legend(*, plain: bool) -> Text:
