@@ -85,6 +85,10 @@ class Answerer:
         """Answers that are begun and not over."""
         return len(self._in_batch) + len(self._apart)
 
+    def take_up(self, adapter: Path) -> None:
+        """Read an adapter before anybody asks; the errors are those of `answer`."""
+        self._lora(_key(adapter))
+
     def answer(self, ask: Ask) -> Iterator[Piece]:
         """Pieces of text as they are made, and at last how it ended.
 

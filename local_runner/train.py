@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from local_runner import adapters, checkpoints, fused, inputs, manifest
+from local_runner import adapters, checkpoints, inputs, manifest
 from local_runner.data import ChatTokenizer, Example, load_examples, max_length
-from local_runner.evaluate import measure
+from local_runner.learning import Learner, open_learner
 from local_runner.models import base as bases
 from local_runner.stopping import Signals, StopRequested, in_our_words, signals
 from local_runner.update import make_optimizer, micro_batches, rates, steps_per_epoch, update
@@ -52,12 +52,12 @@ class _Run:
     plan: Plan
     base: bases.Base
     model: PeftModel
+    learner: Learner
     optimizer: torch.optim.Optimizer
     rate: Callable[[int], float]
     """Step, counted from 0 -> learning rate."""
     rows: list[Example]
     held_out: list[Example]
-    pad_id: int
     tell: Tell
     keep_epochs: bool = False
     """Whether each epoch's adapter is kept, and how often the model is right is told."""
@@ -197,8 +197,6 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
     steps = count_steps(len(rows), plan.values)
     rate = rates(plan, steps)
     model = adapters.attach(bases.load(base), plan, name=base.name)
-    fused.fuse(model)
-    model.train()
     tokens = sum(len(row.ids) for row in rows)
     words = f"{len(rows)} rows, {tokens:,} tokens, {len(held_out)} held out, {steps} steps"
     tell("log", words, {"tokens": tokens})
@@ -209,11 +207,11 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
         plan=plan,
         base=base,
         model=model,
+        learner=open_learner(model, pad_id=tokenizer.eos_id),
         optimizer=make_optimizer(model, plan),
         rate=rate,
         rows=rows,
         held_out=held_out,
-        pad_id=tokenizer.eos_id,
         tell=tell,
     )
 
@@ -236,12 +234,11 @@ def _resume_or_start(run: _Run) -> int | None:
 
 def _step(run: _Run) -> None:
     done = update(
-        run.model,
+        run.learner,
         run.optimizer,
         micro_batches(run.rows, run.plan, run.step),
         rate=run.rate(run.step),
         ceiling=float(run.values["max_grad_norm"]),
-        pad_id=run.pad_id,
     )
     run.step += 1
     run.losses.append(done.loss)
@@ -292,8 +289,7 @@ def _evaluate_if_due(run: _Run) -> None:
 
 def _evaluate(run: _Run) -> float:
     batch = int(run.values["per_device_eval_batch_size"])
-    loss, accuracy = measure(run.model, run.held_out, pad_id=run.pad_id, batch=batch)
-    run.model.train()
+    loss, accuracy = run.learner.measure(run.held_out, batch=batch)
     words = f"step {run.step}/{run.steps}  validation loss {loss:.4f}"
     data = {"step": run.step, "max_steps": run.steps, "epoch": run.epoch, "eval_loss": loss}
     if run.keep_epochs:

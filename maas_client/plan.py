@@ -424,7 +424,9 @@ def _data_problems(name: str, data: DataPlan | None, limits: Limits) -> list[Pro
     if report.bytes > limits.max_bytes:
         problems.append(
             Problem(
-                f"{name}: {report.bytes:,} bytes; at most {limits.max_bytes:,}", code="too_large"
+                f"{name}: {report.bytes:,} bytes; at most {limits.max_bytes:,}",
+                hint=limits.size_hint,
+                code="too_large",
             )
         )
     return problems
