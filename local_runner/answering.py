@@ -78,16 +78,12 @@ class _Desk:
 
     def go_on(self) -> None:
         """One step, and what came of it."""
-        try:
-            self._answerer.step()
-        except Exception as error:  # noqa: BLE001 - no memory, say: those who asked hear of it, others may ask
-            for number, answer in list(self._open.items()):
-                self._answerer.drop(answer)
-                self._refuse(number, error)
-            self._open.clear()
+        self._answerer.step()
         for number, answer in list(self._open.items()):
             while answer.pieces:
                 self.write({"id": number} | _words(answer.pieces.popleft()))
+            if answer.fault is not None:
+                self._refuse(number, answer.fault)
             if answer.over:
                 del self._open[number]
 

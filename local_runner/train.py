@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from local_runner import adapters, checkpoints, inputs, manifest
+from local_runner import adapters, checkpoints, compared, inputs, manifest
 from local_runner.data import ChatTokenizer, Example, load_examples, max_length
 from local_runner.learning import Learner, open_learner
 from local_runner.models import base as bases
+from local_runner.models import tokenizers
 from local_runner.stopping import Signals, StopRequested, in_our_words, signals
 from local_runner.update import make_optimizer, micro_batches, rates, steps_per_epoch, update
 from maas_client.errors import MaasError
@@ -186,7 +187,7 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
     base = bases.resolve(plan.base.source if plan.base else None, model=plan.job.model.asset_name)
     inputs.check_inputs(plan, base)
     checkpoints.sweep(run_dir)
-    tokenizer = ChatTokenizer(base.folder)
+    tokenizer = ChatTokenizer(base.folder, model=base.model)
     length = max_length(bases.read_config(base.folder), int(plan.values["max_seq_length"] or -1))
     rows = load_examples(tokenizer, Path(plan.training.path), max_length=length, task=plan.job.task)
     held_out = (
@@ -200,6 +201,8 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
     tokens = sum(len(row.ids) for row in rows)
     words = f"{len(rows)} rows, {tokens:,} tokens, {len(held_out)} held out, {steps} steps"
     tell("log", words, {"tokens": tokens})
+    for remark in compared.remarks(base, tokenizer):
+        tell("log", remark)
     if plan.values["apply_early_stopping"] and not held_out:
         tell("log", "apply_early_stopping does nothing: there are no validation rows")
     return _Run(
@@ -354,8 +357,9 @@ def _merge(run: _Run) -> None:
     checkpoints.clear(staged)
     merged = run.model.merge_and_unload()
     merged.save_pretrained(staged)
+    whole = tokenizers.whole(run.base.folder, model=run.base.model)
     for name in bases.TOKENIZER_FILES:
-        if (source := run.base.folder / name).exists():
+        if (source := whole / name).exists():
             (staged / name).write_bytes(source.read_bytes())
     checkpoints.publish(staged, run.dir.merged)
     run.tell("log", f"merged model written to {run.dir.merged.name}/")

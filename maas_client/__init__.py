@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maas_client.errors import MaasError
+    from maas_client.evaluation import evaluate
     from maas_client.flow import (
         collect,
         deploy,
@@ -63,6 +64,7 @@ _HOME = {
     "hosting": "flow",
     "open_chat": "flow",
     "open_local_chat": "flow",
+    "evaluate": "evaluation",
 }
 
 __all__ = [
@@ -82,6 +84,7 @@ __all__ = [
     "collect",
     "deploy",
     "dump_job",
+    "evaluate",
     "hosting",
     "load_job",
     "open_chat",

@@ -7,17 +7,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from maas_client import submissions
 from maas_client.errors import (
-    DatasetError,
     NotFoundError,
-    RunDirError,
     RunnerError,
     SpecError,
     TargetError,
 )
+from maas_client.evaluation import ended_run
 from maas_client.handle import JobHandle
 from maas_client.jobs import Endpoint, Event, Job, JobStatus
 from maas_client.plan import (
@@ -26,7 +24,6 @@ from maas_client.plan import (
     Plan,
     TokenCount,
     make_plan,
-    plan_from_json,
 )
 from maas_client.serving import Chat, EndpointLine, LocalLine
 from maas_client.settings import (
@@ -41,10 +38,16 @@ from maas_client.spec.dataset import as_jsonl, check
 from maas_client.spec.job import NAME, DataInput, FineTuningJob
 from maas_client.spec.limits import Limits
 from maas_client.spec.loading import load_job
-from maas_client.spec.rundir import RunDir, read_json
+from maas_client.spec.rundir import RunDir
 from maas_client.spec.tables import format_of
 from maas_client.targets import runner
-from maas_client.targets.base import HostingTarget, KeyedTarget, ManifestTarget, Target
+from maas_client.targets.base import (
+    HostingTarget,
+    KeyedTarget,
+    ManifestTarget,
+    Target,
+    endpoint_name,
+)
 from maas_client.targets.local import LocalTarget
 
 OnEvent = Callable[[Event], None]
@@ -251,11 +254,18 @@ def collect(handle: JobHandle, dest: str | Path | None = None) -> RunDir:
 
 
 def deploy(model: str, target: Target, *, endpoint: str | None = None) -> Endpoint:
-    """Serve a registered model. On a hosted target that is billed by the hour until `undeploy`."""
-    # `name:version`, or `ft:base:organisation:name:id` of OpenAI's wire
-    called = (model.split(":") + [""] * 3)[3] or model.removeprefix("ft:").partition(":")[0]
-    name = endpoint or re.sub(r"[^a-zA-Z0-9-]", "-", called)
-    return hosting(target).deploy(model, endpoint=name)
+    """Serve a registered model. On a hosted target that is billed by the hour until `undeploy`.
+
+    Args:
+        model: `name:version`, or `ft:base:organisation:suffix:id` of OpenAI's wire, or a checkpoint's.
+        target: the one that has it.
+        endpoint: its name; without it, one that is made of the model's.
+
+    Raises:
+        ConflictError: another model is served under that name.
+        TargetError: the service could not bring it up.
+    """
+    return hosting(target).deploy(model, endpoint=endpoint or endpoint_name(model))
 
 
 def open_chat(name: str, target: Target, settings: TargetSettings | None = None) -> Chat:
@@ -272,52 +282,6 @@ def open_chat(name: str, target: Target, settings: TargetSettings | None = None)
     return Chat(EndpointLine(endpoint.scoring_uri, host.keys(name)[0], ca=ca))
 
 
-def evaluate(run_dir: str | Path, data: str | Path) -> dict[str, Any]:
-    """The loss on held-out rows, before and after, by the same code as in training.
-
-    Returns:
-        `rows`, `tokens` (trained ones), `base` in words, and `results`: for the base alone and then
-        for the run's adapter, the mean `loss` in nats.
-
-    Raises:
-        DatasetError: the rows are bad.
-        RunDirError: the run left no adapter, or its base is not what it was.
-    """
-    run_of, done = _ended_run(Path(run_dir))
-    report = check(data, done.job.task)
-    if not report.ok:
-        raise DatasetError(
-            f"{data} cannot be evaluated: {report.problems[0]}",
-            hint=f"maas validate {data} --task {done.job.task}",
-        )
-    base = ("--base", done.base.source) if done.base else ()
-    what = ("--model", done.job.model.asset_name, "--task", done.job.task, "--data", str(data))
-    length = ("--max-seq-length", str(done.values.get("max_seq_length") or -1))
-    return runner.ask(
-        "evaluate", *base, *what, *length, "--with-base", "--adapter", str(run_of.adapter)
-    )
-
-
-def _ended_run(path: Path) -> tuple[RunDir, Plan]:
-    """A run that left an adapter, and its plan.
-
-    Raises:
-        RunDirError: it did not, or its base is no longer the one that it was trained on.
-    """
-    run = RunDir(path)
-    done = plan_from_json(read_json(run.plan_file))
-    status = run.read_status()
-    if status is not None and status.simulated:
-        raise RunDirError(f"{path} was simulated: nothing was trained")
-    if not (run.adapter / "adapter_config.json").exists():
-        raise RunDirError(f"{path} left no adapter", hint="Run it to its end first.")
-    if done.base is not None:
-        found = runner.base_info(done.base.source, model=done.job.model.asset_name)
-        if found.digest != done.base.digest:
-            raise RunDirError(f"{found.label} is not what {path} was trained on any more")
-    return run, done
-
-
 def open_local_chat(what: str | Path) -> Chat:
     """Weights on this machine: a run directory's adapter on its base, or a base alone.
 
@@ -326,7 +290,7 @@ def open_local_chat(what: str | Path) -> Chat:
     """
     if not RunDir(Path(what)).plan_file.exists():
         return Chat(LocalLine(str(what), model=str(what)))
-    run, done = _ended_run(Path(what))
+    run, done = ended_run(Path(what))
     base = done.base.source if done.base else None
     return Chat(LocalLine(base, model=done.job.model.asset_name, adapter=run.adapter))
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from maas_client.cli import files, hosting, jobs, parcels, render
+from maas_client.cli import files, hosting, jobs, parcels, render, rows
 from maas_client.cli.options import (
     Base,
     DryRun,
@@ -33,6 +33,9 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(files.app, name="files")
 app.add_typer(hosting.endpoints, name="endpoints")
 app.add_typer(hosting.targets, name="targets")
+app.command()(rows.validate)
+app.command()(rows.convert)
+app.command()(rows.evaluate)
 app.command()(jobs.follow)
 app.command()(hosting.deploy)
 app.command()(hosting.undeploy)
@@ -43,9 +46,9 @@ app.command()(hosting.chat)
 def init(
     file: Annotated[Path, typer.Argument(help="The job file to write.")] = Path("job.yaml"),
     model: Annotated[str, typer.Option(help="A name of `maas models`.")] = "Phi-3-mini-4k-instruct",
-    data: Annotated[str, typer.Option(help="Training rows, JSONL.")] = "train.jsonl",
+    data: Annotated[str, typer.Option(help="Training rows.")] = "train.jsonl",
     task: Annotated[
-        str, typer.Option(help="chat_completion or text_completion.")
+        str, typer.Option(help="What the rows are for, as in the job file.")
     ] = "chat_completion",
 ) -> None:
     """Write a job file to start from."""
@@ -54,20 +57,6 @@ def init(
     render.line(
         f"wrote {write_job(file, model=model, data=data, task=task)}; next: maas plan {file}"
     )
-
-
-@app.command()
-def validate(
-    data: Annotated[Path, typer.Argument(help="Rows, JSONL.")],
-    task: Annotated[str, typer.Option(help="What the rows are for.")] = "chat_completion",
-    as_json: Json = False,
-) -> int:
-    """Check every row, and report every bad one. Exit code 0 or 1."""
-    from maas_client.spec.dataset import check
-
-    report = check(data, task)
-    render.dataset(report, as_json=as_json)
-    return 0 if report.ok else 1
 
 
 @app.command()
@@ -195,18 +184,6 @@ def models(
     entry = known.find(name)
     facts = known.described(entry, today=dt.datetime.now(dt.UTC).date())
     render.model(facts, whole=known.as_json(entry), as_json=as_json)
-
-
-@app.command()
-def evaluate(
-    run_dir: Annotated[Path, typer.Argument(help="A run directory with an adapter.")],
-    data: Annotated[Path, typer.Option("--data", help="Held-out rows, JSONL.")],
-    as_json: Json = False,
-) -> None:
-    """Measure the loss on held-out rows, before and after, by the same code."""
-    from maas_client import flow
-
-    render.evaluation(flow.evaluate(run_dir, data), as_json=as_json)
 
 
 @app.command(

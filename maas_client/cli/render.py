@@ -195,14 +195,28 @@ def tracked(places: Sequence[str], *, as_json: bool) -> None:
         line(f"tracked: {place}")
 
 
-def evaluation(losses: Mapping[str, Any], *, as_json: bool) -> None:
+def evaluation(found: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        _json(losses)
+        _json(found)
         return
-    results = losses["results"]
-    before, after = results[0]["loss"], results[-1]["loss"]
-    line(f"{losses['rows']:,} rows, {losses['tokens']:,} trained tokens, on {losses['base']}")
-    line(f"loss before {before:.4f}  after {after:.4f}  ({(after / before - 1) * 100:+.1f} %)")
+    before, after = (_measures(result) for result in found["results"])
+    tokens = f", {found['tokens']:,} trained tokens" if "tokens" in found else ""
+    what = f"{found['rows']:,} {'questions' if 'benchmark' in found else 'rows'}{tokens}"
+    line(f"{what}, on {found['base']}")
+    if "prompt_format" in found:
+        line(f"asked through {found['prompt_format']}")
+    table = _table("", "before", "after", "change")
+    for name, value in before.items():
+        now = after[name]
+        change = f"{(now / value - 1) * 100:+.1f} %" if value else f"{now - value:+.4f}"
+        table.add_row(name, f"{value:.4f}", f"{now:.4f}", change)
+    _console().print(table)
+    hint(found["file"], as_json=False)
+
+
+def _measures(result: Mapping[str, Any]) -> dict[str, float]:
+    loss: dict[str, float] = {"loss": result["loss"]} if "loss" in result else {}
+    return {**loss, **result["metrics"]}
 
 
 def models(

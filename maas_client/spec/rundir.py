@@ -12,6 +12,7 @@
       checkpoints/epoch-001/   an adapter that can be loaded, where each epoch's is kept
       adapter/          PEFT layout, safetensors
       merged/           the model with the adapter merged in, where asked for
+      evaluations/      what was measured of it later, one file for each set of rows
       manifest.json     digest of every input and output
       origin.json       which hosted job this was downloaded from
       tracking.json     where else its numbers went
@@ -104,6 +105,10 @@ class RunDir:
     @property
     def merged(self) -> Path:
         return self.path / "merged"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations"
 
     @property
     def manifest_file(self) -> Path:

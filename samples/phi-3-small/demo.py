@@ -20,7 +20,6 @@ from rich.console import Console
 import maas_client as maas
 from maas_client.cli import render
 from maas_client.cli.progress import Live
-from maas_client.flow import evaluate
 
 HERE = Path(__file__).parent
 JOB = HERE / "job.yaml"
@@ -48,7 +47,7 @@ def demo(base: str) -> None:
     rule("Train here", f"maas run {SHOWN} --base {base}")
     here = follow(maas.submit(plan, local, new=True))
     rule("Evaluate", f"maas evaluate {here.path} --data {HELD_OUT.name}")
-    found = evaluate(here.path, HELD_OUT)
+    found = maas.evaluate(here.path, HELD_OUT)
     before, after = (result["loss"] for result in found["results"])
     console.print(f"held-out loss of {found['rows']} rows  before {before:.3f}  after {after:.3f}")
     rule("Ask", f'maas chat --local {here.path} "{QUESTION}"')

@@ -63,7 +63,10 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
         "writes at most 20 lines of metrics.",
         "`tools`, `logprobs`, penalties and JSON formats are refused, as the engine has none of them. "
         "Content filters are not modelled: there are no `prompt_filter_results`.",
-        "Several answers come one after another.",
+        "Result files hold no weights, as on the service; after `maas mock set --weights on` the adapter's "
+        "two files are among them. `--file-bytes` takes larger files of rows than the service's 512 MB.",
+        "Several answers (`n`) are made side by side, each with a seed of its own that follows the "
+        "request's.",
         "Files lie in the workspace's storage under `openai/`.",
     ),
     "Storage": (
