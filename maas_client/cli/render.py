@@ -34,6 +34,11 @@ def line(text: str) -> None:
     print(text, flush=True)
 
 
+def data(found: Any) -> None:
+    """What a program asked for."""
+    _json(found)
+
+
 def done(text: str, *, as_json: bool) -> None:
     _json({"done": text}) if as_json else line(text)
 
@@ -330,6 +335,10 @@ def _facts(ready: Plan) -> Table:
         "validation data": f"{ready.validation.path} ({_rows(ready.validation.report)})"
         if ready.validation
         else "none",
+        "validation split": f"{ready.split.fraction:g} of {ready.split.rows:,} rows in "
+        f"{ready.split.groups:,} questions, seed {ready.split.seed}, of {ready.split.path}"
+        if ready.split
+        else None,
         "tokens": f"{tokens.total:,} in an epoch, {tokens.trained:,} trained, longest row {tokens.longest:,}"
         if tokens
         else f"{UNKNOWN}: the model's tokenizer is not on this machine",
@@ -379,6 +388,11 @@ def trouble(text: str) -> None:
 
 def _json(data: Any) -> None:
     print(json.dumps(data, ensure_ascii=False), flush=True)
+
+
+def console() -> Console:
+    """The terminal, or the pipe, for what is more than lines."""
+    return _console()
 
 
 def _console() -> Console:
