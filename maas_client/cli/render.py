@@ -204,7 +204,10 @@ def evaluation(found: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         _json(found)
         return
-    before, after = (_measures(result) for result in found["results"])
+    before, after = (
+        {key: each[key] for key in ("loss",) if key in each} | each["metrics"]
+        for each in found["results"]
+    )
     tokens = f", {found['tokens']:,} trained tokens" if "tokens" in found else ""
     what = f"{found['rows']:,} {'questions' if 'benchmark' in found else 'rows'}{tokens}"
     line(f"{what}, on {found['base']}")
@@ -217,11 +220,6 @@ def evaluation(found: Mapping[str, Any], *, as_json: bool) -> None:
         table.add_row(name, f"{value:.4f}", f"{now:.4f}", change)
     _console().print(table)
     hint(found["file"], as_json=False)
-
-
-def _measures(result: Mapping[str, Any]) -> dict[str, float]:
-    loss: dict[str, float] = {"loss": result["loss"]} if "loss" in result else {}
-    return {**loss, **result["metrics"]}
 
 
 def models(

@@ -100,7 +100,8 @@ def report(found: Sequence[Found], given: argparse.Namespace) -> str:
     batch = int(load_job(JOB).hyperparameters["per_device_train_batch_size"] or 1)
     rows = [
         f"| {'the same questions' if each['overlap'] else 'other questions'} | {each['seed']} | "
-        f"{each['trained']} | {each['steps']} | {each['steps'] * batch} | {each['measured']} | {each['shared']} | "
+        f"{each['trained']} | {each['steps']} | {each['steps'] * batch} | "
+        f"{each['measured']} | {each['shared']} | "
         + " | ".join(
             f"{100 * each[when][key]:.1f}" for key in ("mc1", "mc2") for when in ("before", "after")
         )
