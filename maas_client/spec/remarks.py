@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from maas_client.spec.inputs import BaseInfo, DataPlan, SplitPlan, TokenCount
+from maas_client.spec.inputs import BaseInfo, DataPlan, Lines, SplitPlan, TokenCount
 from maas_client.spec.job import FineTuningJob
 from maas_client.spec.limits import Limits
 from maas_client.spec.values import Resolved, as_text
@@ -61,24 +61,24 @@ def on_tokens(
     cut, inside = tokens.truncated_rows, tokens.cut_answers
     if inside.count:
         yield (
-            f"{name}: {inside} are cut at max_seq_length inside what should be learned; that answer's "
-            f"end is not trained. The longest row has {tokens.longest:,} tokens."
+            f"{name}: cut at max_seq_length inside what should be learned, so that its end is not "
+            f"trained: {inside}. The longest row has {tokens.longest:,} tokens."
         )
     if cut > inside.count:
-        yield f"{name}: {cut - inside.count:,} rows are cut at max_seq_length behind their last answer."
+        yield f"{name}: cut at max_seq_length behind the last answer: {Lines(cut - inside.count)}."
     if tokens.open_ends.count:
         yield (
-            f"{name}: no end token is trained in {tokens.open_ends}: the chat template writes none "
-            "after the answer, and the model will not learn to stop."
+            f"{name}: the chat template writes no end token after an answer, so that the model will "
+            f"not learn to stop: {tokens.open_ends}."
         )
     if tokens.deaf_ends.count:
         yield (
-            f"{name}: {tokens.deaf_ends} end with a token that is not among the eos_token_id of the "
-            "model's generation_config.json: it will not stop there."
+            f"{name}: an end token is trained at which the model does not stop, for its "
+            f"generation_config.json does not name it: {tokens.deaf_ends}."
         )
     if tokens.spelled.count:
         yield (
-            f"{name}: words in {tokens.spelled} spell special tokens of the model, and become them."
+            f"{name}: words spell a special token of the model, and become it: {tokens.spelled}."
         )
     yield from _on_system_turns(name, tokens, limits)
 
