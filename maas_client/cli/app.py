@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from maas_client.cli import files, hosting, jobs, parcels, render, rows
+from maas_client.cli import chat, files, hosting, jobs, parcels, preview, render, rows
 from maas_client.cli.options import (
     Base,
     DryRun,
@@ -21,6 +21,7 @@ from maas_client.cli.options import (
     Simulate,
     TargetName,
     TensorBoard,
+    ValidationSplit,
 )
 
 app = typer.Typer(
@@ -35,11 +36,13 @@ app.add_typer(hosting.endpoints, name="endpoints")
 app.add_typer(hosting.targets, name="targets")
 app.command()(rows.validate)
 app.command()(rows.convert)
+app.command()(rows.split)
 app.command()(rows.evaluate)
 app.command()(jobs.follow)
 app.command()(hosting.deploy)
 app.command()(hosting.undeploy)
-app.command()(hosting.chat)
+app.command()(chat.chat)
+app.command()(preview.preview)
 
 
 @app.command()
@@ -64,6 +67,7 @@ def plan(
     job_file: JobFile,
     target: TargetName = "local",
     base: Base = None,
+    validation_split: ValidationSplit = None,
     as_json: Json = False,
 ) -> None:
     """Show what will happen: values and their sources, rows, tokens, steps, warnings."""
@@ -72,7 +76,8 @@ def plan(
 
     place = flow.open_target(target)
     try:
-        render.plan(flow.plan_job(job_file, place, base=base), as_json=as_json)
+        ready = flow.plan_job(job_file, place, base=base, validation_split=validation_split)
+        render.plan(ready, as_json=as_json)
     except PlanError:
         if not as_json:  # the table shows which values were refused; the error says why
             render.refused(job_file, place)
@@ -86,6 +91,7 @@ def run(
     job_file: JobFile,
     target: TargetName = "local",
     base: Base = None,
+    validation_split: ValidationSplit = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where the files go.")] = None,
     name: Name = None,
     new: New = False,
@@ -102,13 +108,14 @@ def run(
 
     engine = "simulate" if simulate else "train"
     place = flow.open_target(target, engine=engine, mlflow=mlflow, tensorboard=tensorboard)
-    ready = flow.plan_job(job_file, place, base=base, name=name)
+    ready = flow.plan_job(job_file, place, base=base, name=name, validation_split=validation_split)
     render.plan_brief(ready, as_json=as_json)
     with parcels.uploads(place, as_json=as_json):
         handle = flow.submit(ready, place, new=new)
     jobs.say_if_found(handle, as_json=as_json)
     with_base = f" --base {base}" if base else ""
-    again = f"maas run {job_file} --target {target}{with_base} --name {handle.id}"
+    with_split = "" if validation_split is None else f" --validation-split {validation_split:g}"
+    again = f"maas run {job_file} --target {target}{with_base}{with_split} --name {handle.id}"
     jobs.follow_to_the_end(handle, as_json=as_json, again=again)
     files = flow.collect(handle, out)
     if (mlflow or tensorboard) and not files.tracking_file.exists():  # it ran elsewhere
@@ -137,6 +144,7 @@ def submit(
     job_file: JobFile,
     target: TargetName = "local",
     base: Base = None,
+    validation_split: ValidationSplit = None,
     name: Name = None,
     new: New = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
@@ -151,7 +159,7 @@ def submit(
     from maas_client import flow
 
     place = flow.open_target(target)
-    ready = flow.plan_job(job_file, place, base=base, name=name)
+    ready = flow.plan_job(job_file, place, base=base, name=name, validation_split=validation_split)
     if dry_run is not None:
         render.line(flow.manifest(ready, place, server=dry_run == "server").rstrip())
         place.close()
