@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-phi-3-mini demo-phi-3-small test check soak bench matrix live clean
+.PHONY: demo demo-phi-3-mini demo-phi-3-small test check soak bench bench-training matrix live clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make matrix every call under azure-ai-ml 1.28, 1.32 and 1.35, against the mock (ten minutes)"
 	@echo "make soak   1,000 jobs of 50 clients while the mock is killed five times (4 minutes)"
 	@echo "make bench  the mock beside moto and Azurite, which are installed for it (needs npm)"
+	@echo "make bench-training  training beside transformers' Trainer and TRL, which are installed for it (20 minutes)"
 	@echo "make live   the same journey on your own Azure ML workspace (costs money; docs/azure-ml.md)"
 
 # torch first: anything else that wants it would bring its CUDA build.
@@ -72,7 +73,7 @@ soak: $(VENV)/.ready
 	$(PYTHON) -m venv .peers/moto
 	.peers/moto/bin/pip install -q -c benchmarks/peers-constraints.txt "moto[server]==5.2.5"
 
-bench: $(VENV)/.ready .peers/moto/bin/moto_server
+bench: $(VENV)/.ready .peers/moto/bin/moto_server bench-training
 	$(BIN)/python benchmarks/polling.py .peers/moto/bin/moto_server --write benchmarks/README.md
 	$(BIN)/python benchmarks/uploads.py .peers/azurite --write benchmarks/README.md
 	$(BIN)/python benchmarks/upload_memory.py --write benchmarks/README.md
@@ -80,6 +81,17 @@ bench: $(VENV)/.ready .peers/moto/bin/moto_server
 	$(BIN)/python -m benchmarks.large_upload --write benchmarks/README.md
 	$(BIN)/python benchmarks/serving.py --write benchmarks/README.md
 	$(BIN)/python benchmarks/sparse_attention.py --write benchmarks/README.md
+
+# The peers have torch, transformers and peft of their own, of our versions.
+.peers/training/.ready: benchmarks/training-peers.txt constraints.txt
+	$(PYTHON) -m venv .peers/training
+	.peers/training/bin/pip install -q -c constraints.txt torch==2.13.0
+	.peers/training/bin/pip install -q -c constraints.txt -r benchmarks/training-peers.txt
+	touch $@
+
+bench-training: $(VENV)/.ready .peers/training/.ready
+	$(BIN)/python benchmarks/training.py .peers/training/bin/python --write benchmarks/README.md
+	$(BIN)/python benchmarks/training_rows.py .peers/training/bin/python --write benchmarks/README.md
 
 live: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/live -m live -s -p no:randomly
