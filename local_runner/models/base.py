@@ -63,7 +63,7 @@ def _found(base: str | None, model: str) -> Base:
         return _base(folder, str(folder), f"the weights in {folder}", folder.name)
     if base is not None and not _HUB_ID.fullmatch(base):
         raise BaseModelError(
-            f"--base {base}: there is no such folder",
+            f"{base}: there is no such folder of weights",
             hint="Name a folder, a hub id such as microsoft/Phi-3-mini-4k-instruct, or stand-in.",
         )
     hub_id = base or _hub_id(model)
@@ -149,8 +149,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The model's config.json."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BaseModelError(f"{folder}: {error}", hint="Is it a model folder?") from error
+    except OSError as error:
+        file = folder / "config.json"
+        raise BaseModelError(f"{file}: {error.strerror}", hint="Is it a model folder?") from error
+    except ValueError as error:
+        file = folder / "config.json"
+        raise BaseModelError(f"{file} is not JSON: {error}", hint="Download it again.") from error
     return dict(config)
 
 

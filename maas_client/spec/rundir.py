@@ -315,7 +315,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise RunDirError(f"{path}: {error.strerror}", hint="Is this a run directory?") from error
+    except ValueError as error:
         raise RunDirError(f"{path}: {error}", hint="Is this a run directory?") from error
     if not isinstance(data, dict):
         raise RunDirError(f"{path}: not a JSON object")
