@@ -51,6 +51,19 @@ RUNNER_HONOURS = frozenset(
         "enable_full_determinism",
         "use_rslora",
         "precision",
+        "auto_find_batch_size",
+        "resume_from_checkpoint",
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "peft_method",
+        "use_dora",
+        "init_lora_weights",
+        "num_virtual_tokens",
+        "oft_block_size",
+        "load_in_4bit",
+        "load_in_8bit",
+        "bnb_4bit_quant_type",
+        "bnb_4bit_use_double_quant",
     }
 )
 """What the local runner does exactly."""
@@ -64,16 +77,27 @@ RUNNER_IGNORES: Mapping[str, str] = {
 """What changes how a run is carried out, not its result: accepted, shown, and not done."""
 
 LOCAL_ONLY = frozenset(
-    {"peft_method", "use_dora", "use_rslora", "load_in_4bit", "bnb_4bit_quant_type", "packing"}
+    {
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "peft_method",
+        "use_dora",
+        "use_rslora",
+        "init_lora_weights",
+        "num_virtual_tokens",
+        "oft_block_size",
+        "load_in_4bit",
+        "load_in_8bit",
+        "bnb_4bit_quant_type",
+        "bnb_4bit_use_double_quant",
+        "packing",
+    }
 )
 """peft's and Hugging Face's names that the hosted components do not have."""
 
-RUNNER_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "optim": ("adamw_torch", "adamw_hf"),
-    "precision": ("32",),
-    "apply_lora": ("true",),
-}
+RUNNER_CHOICES: Mapping[str, tuple[str, ...]] = {"precision": ("32", "bf16")}
 """Where the runner does fewer of a knob's values than the field has."""
+_HOSTED_CHOICES: Mapping[str, tuple[str, ...]] = {"resume_from_checkpoint": ("true", "false")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +188,7 @@ def hosted_limits(
         target=target,
         model=entry,
         honoured=frozenset(KNOBS) - LOCAL_ONLY,
+        choices=_HOSTED_CHOICES,
         bounds=entry.bounds if entry else {},
         min_rows=1,
         needs_output_name=True,
