@@ -27,6 +27,7 @@ from uploads import write_section
 from local_runner import adapters
 from local_runner.generate import Answerer, Ask
 from local_runner.models import base as bases
+from local_runner.models.family import ARCHITECTURES
 from local_runner.speech import Ending
 
 HEADING = "## Answers, beside transformers' generate"
@@ -146,7 +147,7 @@ def make_adapters(base: bases.Base, folder: Path, count: int) -> list[Path]:
             task_type="CAUSAL_LM",
             r=RANK,
             lora_alpha=4,
-            target_modules=sorted(adapters.PHI3_TARGETS),
+            target_modules=sorted(ARCHITECTURES["phi3"].lora_targets),
             init_lora_weights=False,
         )
         model: Any = bases.load(base)

@@ -15,7 +15,7 @@ from typing import Any
 
 from maas_client.errors import MaasError, RunnerError
 from maas_client.jobs import Event, JobStatus
-from maas_client.spec.home import stand_in_home
+from maas_client.spec.home import OWN_BASES, stand_in_home
 from maas_client.spec.rundir import RunDir, RunStatus
 
 _EXIT = {JobStatus.SUCCEEDED: 0, JobStatus.CANCELLED: 130}
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_base(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--base", help="a folder, a hub id, stand-in or tiny")
+    parser.add_argument("--base", help=f"a folder, a hub id, {', '.join(OWN_BASES)}")
     parser.add_argument("--model", default="", help="the job's base model, by its catalogue name")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from local_runner.models import family
 from maas_client.errors import BaseModelError
 from maas_client.plan import Plan
 from maas_client.spec.catalog import find_model
@@ -15,16 +16,12 @@ from maas_client.spec.catalog import find_model
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
-    from transformers import Phi3ForCausalLM
-
-PHI3_TARGETS = ("down_proj", "gate_up_proj", "o_proj", "qkv_proj")
-"""Phi-3's projections are fused: q_proj and its like would match nothing, without an error."""
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 
-def attach(model: Phi3ForCausalLM, plan: Plan, *, name: str) -> PeftModel:
+def attach(model: Any, plan: Plan, *, name: str) -> PeftModel:
     """Put a fresh adapter on the model; only its weights have gradients.
 
     Args:
@@ -35,8 +32,6 @@ def attach(model: Phi3ForCausalLM, plan: Plan, *, name: str) -> PeftModel:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    entry = find_model(plan.job.model.asset_name)
-    targets = entry.lora_targets if entry and entry.architecture == "phi3" else PHI3_TARGETS
     values = plan.values
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -44,7 +39,7 @@ def attach(model: Phi3ForCausalLM, plan: Plan, *, name: str) -> PeftModel:
         lora_alpha=values["lora_alpha"],
         lora_dropout=values["lora_dropout"],
         use_rslora=values.get("use_rslora") or False,
-        target_modules=sorted(targets),
+        target_modules=sorted(targets(model, plan)),
     )
     model.name_or_path = name  # peft writes it down; it is a folder of this machine otherwise
     torch.manual_seed(plan.seed)
@@ -52,6 +47,32 @@ def attach(model: Phi3ForCausalLM, plan: Plan, *, name: str) -> PeftModel:
         # peft reads a property that transformers 5 has renamed; nothing is lost.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         return get_peft_model(model, config)
+
+
+def targets(model: Any, plan: Plan) -> tuple[str, ...]:
+    """The layers that an adapter covers: the catalogue's if the weights are that model's, else the family's.
+
+    Raises:
+        BaseModelError: the model lacks one of them; peft would leave it out without a word.
+    """
+    kind = family.architecture(model.config.model_type, plan.job.model.asset_name)
+    entry = find_model(plan.job.model.asset_name)
+    wanted = entry.lora_targets if entry and entry.architecture == kind.name else kind.lora_targets
+    there = {name.rpartition(".")[2] for name, layer in model.named_modules() if _is_linear(layer)}
+    absent = sorted(set(wanted) - there)
+    if absent:
+        raise BaseModelError(
+            f"the model has no layer {', '.join(absent)} that LoRA could cover; it has "
+            f"{', '.join(sorted(there))}",
+            hint="Correct lora_targets of the catalogue's entry.",
+        )
+    return wanted
+
+
+def _is_linear(layer: Any) -> bool:
+    import torch
+
+    return isinstance(layer, torch.nn.Linear)
 
 
 def open_on(model: Any, folder: Path, *, name: str = "default") -> PeftModel:

@@ -15,13 +15,13 @@ from local_runner import adapters, lean, low_rank
 from local_runner.batching import Batch, Row
 from local_runner.data import ChatTokenizer
 from local_runner.models import base as bases
+from local_runner.models.family import steady_context
 from local_runner.speech import Ending, Speech
 from maas_client.errors import RunnerError
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
-    from transformers import Phi3ForCausalLM
 
 Piece = str | Ending
 Key = tuple[Path, int]
@@ -69,7 +69,7 @@ class Answerer:
     def __init__(self, base: bases.Base) -> None:
         self.base = base
         self.tokenizer = ChatTokenizer(base.folder)
-        self._plain: Phi3ForCausalLM = bases.load(base).eval()
+        self._plain: Any = bases.load(base).eval()
         self._adapted: PeftModel | None = None
         self._names: dict[Key, str] = {}
         self._loras: OrderedDict[Key, low_rank.Lora | None] = OrderedDict()
@@ -170,7 +170,11 @@ class Answerer:
 
         row, cache = answer.row, DynamicCache()
         ids, choose = row.ids, row.choose or _likeliest
+        steady = steady_context(self._plain.config)
         while True:
+            if 0 < cache.get_seq_length() <= steady < len(row.ids):
+                # All places are turned otherwise from here on: what is remembered does not go with it.
+                ids, cache = row.ids, DynamicCache()
             model, mode = self._with(answer.key)
             with torch.inference_mode(), mode:
                 out = model(

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
+from local_runner.models.family import steady_context
+
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import Phi3ForCausalLM
 
 QKV, OUT = "self_attn.qkv_proj", "self_attn.o_proj"
 GATE_UP, DOWN = "mlp.gate_up_proj", "mlp.down_proj"
@@ -53,7 +54,7 @@ class _Layer:
     before_mlp: Tensor
 
 
-def serves(model: Phi3ForCausalLM) -> bool:
+def serves(model: Any) -> bool:
     """Whether this forward pass is the model's."""
     return bool(model.config.model_type == "phi3" and model.config.hidden_act == "silu")
 
@@ -61,7 +62,7 @@ def serves(model: Phi3ForCausalLM) -> bool:
 class Lean:
     """The weights of a Phi-3, shared with the model that they come from, and what its rows remember."""
 
-    def __init__(self, model: Phi3ForCausalLM) -> None:
+    def __init__(self, model: Any) -> None:
         config, inner = model.config, model.model
         self.heads: int = config.num_attention_heads
         self.groups: int = config.num_key_value_heads
@@ -73,7 +74,7 @@ class Lean:
         self._head: Tensor = model.lm_head.weight.detach()
         self._norm: Tensor = inner.norm.weight.detach()
         self._layers = [_layer(layer) for layer in inner.layers]
-        self.context = _steady_context(config)
+        self.context = steady_context(config)
         self._cos, self._sin = self._rotations(inner.rotary_emb)
         self.memory = Memory(len(self._layers), self.groups, self.size, self._norm.dtype)
 
@@ -257,11 +258,3 @@ def _layer(layer: Any) -> _Layer:
         layer.input_layernorm.weight.detach(),
         layer.post_attention_layernorm.weight.detach(),
     )
-
-
-def _steady_context(config: Any) -> int:
-    """Up to which length the rotations stay the same: LongRoPE's change with the length of the text."""
-    whole = int(config.max_position_embeddings)
-    if config.rope_parameters["rope_type"] == "default":
-        return whole
-    return min(whole, int(config.original_max_position_embeddings))

@@ -82,7 +82,7 @@ def plan_job(
         job_file: Azure ML's fine-tuning YAML.
         target: where the job will run.
         base: the weights a local run starts from, or whose tokenizer counts: a folder, a hub id,
-            `stand-in` or `tiny`. Without it, the model's own from the Hugging Face cache.
+            `stand-in`, `tiny` or `tiny-phi-3-small`. Without it, the model's own from the Hugging Face cache.
         name: the job's name, instead of the file's.
 
     Raises:

@@ -9,21 +9,20 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from local_runner.models import stand_in, tiny
+from local_runner.models import checkpoint, family, stand_in, tiny, tiny_small
 from maas_client.errors import BaseModelError
 from maas_client.plan import BaseInfo
 from maas_client.spec.catalog import find_model
 from maas_client.spec.home import home
 from maas_client.spec.rundir import file_digest, read_json, write_json
 
-if TYPE_CHECKING:
-    from transformers import Phi3ForCausalLM
-
-_WEIGHTS = ("*.safetensors",)
+_HEAD = "lm_head.weight"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_BASES = {"tiny": tiny, "tiny-phi-3-small": tiny_small}
+"""Random models that are made on first use, by the word that `--base` takes."""
 _IDENTITY = ("config.json", *TOKENIZER_FILES)
 
 
@@ -41,7 +40,8 @@ def resolve(base: str | None, *, model: str) -> Base:
     """Find the weights.
 
     Args:
-        base: a folder, a hub id, `stand-in` or `tiny`; None takes the catalogue's hub id of `model`.
+        base: a folder, a hub id, `stand-in`, `tiny` or `tiny-phi-3-small`; None takes the
+            catalogue's hub id of `model`.
         model: the job's base model, by its name in the catalogue.
 
     Raises:
@@ -50,8 +50,9 @@ def resolve(base: str | None, *, model: str) -> Base:
     if base == "stand-in":
         folder = stand_in.install()
         return _base(folder, "stand-in", stand_in.LABEL, stand_in.NAME, stand_in=True)
-    if base == "tiny":
-        return _base(tiny.install(), "tiny", tiny.LABEL, tiny.NAME, stand_in=True)
+    if base in _BASES:
+        made = _BASES[base]
+        return _base(made.install(), base, made.LABEL, made.NAME, stand_in=True)
     if base is not None and (folder := Path(base).expanduser().resolve()).is_dir():
         return _base(folder, str(folder), f"the weights in {folder}", folder.name)
     if base is not None and not _HUB_ID.fullmatch(base):
@@ -63,44 +64,79 @@ def resolve(base: str | None, *, model: str) -> Base:
     return _base(_from_hub(hub_id), hub_id, hub_id, hub_id)
 
 
-def load(base: Base) -> Phi3ForCausalLM:
-    """The model on the CPU in fp32, without gradients.
+def load(base: Base, *, dtype: str = "float32") -> Any:
+    """The model on the CPU, without gradients.
+
+    The heads of its files are read first: nothing is loaded of a checkpoint that is not whole. Weights that
+    are stored in `dtype` stay where they are, mapped from the file until they are written to.
+
+    Args:
+        base: where it is.
+        dtype: `float32`, `bfloat16` or `float16`.
 
     Raises:
-        BaseModelError: it is not a Phi-3, or its files are broken.
+        BaseModelError: it is no architecture of the family, its files are broken, or a weight is not finite.
     """
     from safetensors import SafetensorError
-    from transformers import Phi3ForCausalLM
     from transformers.utils import logging
 
+    from local_runner.models.rotary import MoeRotary  # like the two above, it brings torch
+
     logging.disable_progress_bar()  # the runner's output is JSON lines and words, not bars
-    architecture = read_config(base.folder).get("model_type")
-    if architecture != "phi3":
+    config = read_config(base.folder)
+    kind = family.architecture(config.get("model_type"), base.info.label)
+    if config.get("quantization_config"):
         raise BaseModelError(
-            f"{base.info.label} has the architecture {architecture!r}; the runner trains phi3",
-            hint="Name a Phi-3, Phi-3.5 or Phi-4-mini checkpoint with --base.",
+            f"{base.folder}: config.json has a quantization_config; the runner loads plain weights",
+            hint="Name the checkpoint that it was made from.",
         )
+    cls = family.model_class(kind.name)
     try:
-        model, report = Phi3ForCausalLM.from_pretrained(
+        shape = family.model_config(kind.name, config)
+        _check_tensors(base.folder, cls, shape)
+        model = cls.from_pretrained(
             base.folder,
-            dtype="float32",
+            config=shape,
+            dtype=dtype,
             attn_implementation="sdpa",
             use_safetensors=True,
             local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
     except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise BaseModelError(f"{base.folder} cannot be loaded: {error}") from error
-    other_shape = [name for name, *_ in report["mismatched_keys"]]
-    missing = sorted({*report["missing_keys"], *other_shape})
-    if missing:
-        raise BaseModelError(
-            f"{base.folder} lacks tensors or has them in another shape: {', '.join(missing[:5])}",
-            hint="The checkpoint is not whole, or its config.json is another model's.",
-        )
+    if kind.name == "phimoe" and model.config.rope_parameters["rope_type"] != "default":
+        model.model.rotary_emb = MoeRotary(model.config)
+    _check_numbers(base.folder, model)
     model.requires_grad_(requires_grad=False)
     return model
+
+
+def _check_tensors(folder: Path, cls: Any, shape: Any) -> None:
+    """Names and shapes, file by file, against the model that config.json describes."""
+    import torch
+
+    found = checkpoint.stored(folder)
+    with torch.device("meta"):
+        empty = cls(shape)
+    tied = [_HEAD] if shape.tie_word_embeddings else []
+    checkpoint.compare(folder, found, family.checkpoint_shapes(empty), optional=tied)
+
+
+def _check_numbers(folder: Path, model: Any) -> None:
+    """Whether every weight is finite, and a tied head is one."""
+    for name, weight in model.named_parameters():
+        low, high = weight.aminmax()  # a NaN anywhere is both
+        if not (low.isfinite() and high.isfinite()):
+            raise BaseModelError(
+                f"{folder}: {name} holds numbers that are not finite",
+                hint="Download the model again, or take the checkpoint before it.",
+            )
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if model.config.tie_word_embeddings and head.weight is not embeddings.weight:
+        raise BaseModelError(
+            f"{folder}: config.json ties {_HEAD} to the embeddings, but another one is stored",
+            hint="Set tie_word_embeddings to false in config.json, or remove the tensor.",
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -119,12 +155,8 @@ def _base(folder: Path, source: str, label: str, name: str, *, stand_in: bool = 
 def _digest(folder: Path) -> str:
     """sha256 over weights, config and tokenizer."""
     read_config(folder)
-    files = sorted(file for pattern in (*_WEIGHTS, *_IDENTITY) for file in folder.glob(pattern))
-    if not any(file.suffix == ".safetensors" for file in files):
-        raise BaseModelError(
-            f"{folder} holds no safetensors file",
-            hint="Pickled checkpoints are never loaded; convert it to safetensors.",
-        )
+    others = [folder / name for name in _IDENTITY if (folder / name).exists()]
+    files = sorted([*checkpoint.weight_files(folder), *others])
     # Hashing gigabytes takes many seconds: a digest is kept for as long as no file is touched.
     seen = [[f.name, (stat := f.stat()).st_size, stat.st_mtime_ns, stat.st_ino] for f in files]
     place = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
@@ -153,7 +185,8 @@ def _from_hub(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    patterns = ["*.safetensors", "*.json", "*.jinja"]
+    # Phi-3-small's tokenizer is a list of ranks; code that a repository brings is not even fetched.
+    patterns = ["*.safetensors", "*.json", "*.jinja", "*.tiktoken"]
     offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
     try:
         with suppress(OSError):  # the cache first: an offline look-up costs 20 s
@@ -171,8 +204,6 @@ def _from_hub(hub_id: str) -> Path:
 
 def _is_whole(folder: Path) -> bool:
     """Whether every weight file of the snapshot is there."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return (folder / "model.safetensors").exists()
-    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return all((folder / shard).exists() for shard in shards)
+    with suppress(BaseModelError):
+        return bool(checkpoint.weight_files(folder))
+    return False

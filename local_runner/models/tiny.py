@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -25,11 +26,15 @@ TEMPLATE = (
 
 def install() -> Path:
     """The folder of the model; made on first use."""
-    folder = home() / f"tiny-{_VERSION}"
+    return install_at(home() / f"tiny-{_VERSION}", _write)
+
+
+def install_at(folder: Path, write: Callable[[Path], None]) -> Path:
+    """A folder in which `write` makes a model, the same wherever it runs; whole, or not there."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         staged = Path(mkdtemp(prefix="tiny-", dir=folder.parent))
-        _write(staged)
+        write(staged)
         try:
             staged.rename(folder)
         except OSError:  # another process was quicker; its files are the same
@@ -43,7 +48,7 @@ def _write(folder: Path) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    vocabulary = _write_tokenizer(folder)
+    vocabulary = write_tokenizer(folder, SPECIAL, _ROLES, TEMPLATE)
     config = Phi3Config(
         vocab_size=vocabulary,
         hidden_size=64,
@@ -65,8 +70,10 @@ def _write(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def _write_tokenizer(folder: Path) -> int:
-    """Bytes and Phi-3's special tokens; returns the size of the vocabulary."""
+def write_tokenizer(
+    folder: Path, special: Sequence[str], roles: Mapping[str, str], template: str
+) -> int:
+    """Bytes, and behind them special tokens; returns the size of the vocabulary."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -74,8 +81,8 @@ def _write_tokenizer(folder: Path) -> int:
     raw = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    raw.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in SPECIAL])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **_ROLES)
-    tokenizer.chat_template = TEMPLATE
+    raw.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in special])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **roles)
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
-    return len(alphabet) + len(SPECIAL)
+    return len(alphabet) + len(special)

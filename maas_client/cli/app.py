@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import subprocess
 from pathlib import Path
 from typing import Annotated
@@ -148,19 +149,15 @@ def models(
     name: Annotated[str | None, typer.Argument(help="One model, in full.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the models that can be tuned."""
-    from maas_client.errors import NotFoundError
-    from maas_client.spec.catalog import catalog, find_model
-    from maas_client.spec.loading import nearest
+    """Show the models that can be tuned, or all that is known of one."""
+    from maas_client.cli import models as known
 
     if name is None:
-        render.models(list(catalog().values()), as_json=as_json)
+        render.models(known.table(), known.outsiders(), whole=known.listed(), as_json=as_json)
         return
-    entry = find_model(name)
-    if entry is None:
-        near = nearest(name, [known.lower() for known in catalog()])
-        raise NotFoundError(f"there is no model {name}", hint=near or "`maas models` lists them.")
-    render.model(entry, as_json=as_json)
+    entry = known.find(name)
+    facts = known.described(entry, today=dt.datetime.now(dt.UTC).date())
+    render.model(facts, whole=known.as_json(entry), as_json=as_json)
 
 
 @app.command()

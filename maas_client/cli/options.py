@@ -34,8 +34,8 @@ Base = Annotated[
     str | None,
     typer.Option(
         "--base",
-        help="Weights to start from, or whose tokenizer counts: a folder, a hub id, stand-in or tiny. "
-        "Without it, the model's own from the Hugging Face cache.",
+        help="Weights to start from, or whose tokenizer counts: a folder, a hub id, stand-in, tiny or "
+        "tiny-phi-3-small. Without it, the model's own from the Hugging Face cache.",
     ),
 ]
 Name = Annotated[str | None, typer.Option("--name", help="The job's name, instead of the file's.")]

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from maas_client.plan import Plan, Resolved
     from maas_client.serving import Answer
     from maas_client.settings import TargetSettings
-    from maas_client.spec.catalog import ModelEntry
     from maas_client.spec.dataset import DatasetReport
     from maas_client.spec.rundir import RunDir
     from maas_client.targets.base import Finding, Target
@@ -189,32 +188,27 @@ def evaluation(losses: Mapping[str, Any], *, as_json: bool) -> None:
     line(f"loss before {before:.4f}  after {after:.4f}  ({(after / before - 1) * 100:+.1f} %)")
 
 
-def models(entries: Iterable[ModelEntry], *, as_json: bool) -> None:
+def models(
+    rows: Iterable[Sequence[str]], others: Iterable[str], *, whole: Any, as_json: bool
+) -> None:
     if as_json:
-        _json([_entry(entry) for entry in entries])
+        _json(whole)
         return
-    table = _table("model", "versions", "context", "tuned", "retired", "use instead")
-    for entry in entries:
-        table.add_row(
-            entry.name,
-            f"{entry.versions[0]}-{entry.versions[-1]}"
-            if len(entry.versions) > 1
-            else entry.versions[0],
-            f"{entry.context:,}",
-            "serverless" if entry.serverless else "managed compute",
-            str(entry.retired or ""),
-            entry.replacement or "",
-        )
+    table = _table("model", "size", "context", "tuned", "retired", "use instead")
+    for row in rows:
+        table.add_row(*row)
     _console().print(table)
+    line("Not done here:")
+    for sentence in others:
+        line(f"  {sentence}")
 
 
-def model(entry: ModelEntry, *, as_json: bool) -> None:
+def model(facts: Iterable[tuple[str, str]], *, whole: Any, as_json: bool) -> None:
     if as_json:
-        _json(_entry(entry))
+        _json(whole)
         return
-    for key, value in _entry(entry).items():
-        text = ", ".join(map(str, value)) if isinstance(value, list) else value
-        line(f"{key:16} {UNKNOWN if text in ('', None) else text}")
+    for key, value in facts:
+        line(f"{key:16} {value}")
 
 
 def endpoints(found: Sequence[Endpoint], *, as_json: bool) -> None:
@@ -333,10 +327,6 @@ def _values(resolved: Sequence[Resolved]) -> Table:
 
 def _rows(report: DatasetReport | None) -> str:
     return f"{report.rows:,} rows" if report else "elsewhere, not looked at"
-
-
-def _entry(entry: ModelEntry) -> dict[str, Any]:
-    return json.loads(json.dumps({"asset": entry.asset_id(), **asdict(entry)}, default=str))  # type: ignore[no-any-return]
 
 
 def _status(entry: Job) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from maas_client.errors import SpecError
 from maas_client.spec.catalog import catalog, find_model
-from maas_client.spec.loading import nearest, parse_job
+from maas_client.spec.catalog_file import near
+from maas_client.spec.loading import parse_job
 
 _TEMPLATE = """\
 # maas run {file} --target local
@@ -47,8 +48,8 @@ def write_job(file: Path, *, model: str, data: str, task: str) -> Path:
     """
     entry = find_model(model)
     if entry is None:
-        near = nearest(model, list(catalog())) or f"known: {', '.join(catalog())}"
-        raise SpecError(f"there is no model {model}", hint=near)
+        hint = near(model, catalog()) or f"known: {', '.join(catalog())}"
+        raise SpecError(f"there is no model {model}", hint=hint)
     if file.exists():
         raise SpecError(f"{file} is there already", hint="Name another file.")
     text = _TEMPLATE.format(

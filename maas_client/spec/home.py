@@ -27,3 +27,7 @@ def mock_home() -> Path:
 def stand_in_home() -> Path:
     """The stand-in model, converted once."""
     return home() / "stand-in"
+
+
+OWN_BASES = ("stand-in", "tiny", "tiny-phi-3-small")
+"""Models that this project makes itself, by the word that `--base` takes; none is a Phi of Microsoft's."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from maas_client.spec import dataset
-from maas_client.spec.catalog import ModelEntry, catalog, find_model
+from maas_client.spec.catalog import ModelEntry, Outsider, catalog, find_model, find_outsider
 from maas_client.spec.hyperparameters import KNOBS
 from maas_client.spec.job import ModelInput
 from maas_client.spec.tables import FORMATS
@@ -133,12 +133,21 @@ class Limits:
     """Whether somebody pays for it by the hour or token."""
 
 
-def local_limits(model: ModelInput, *, target: str = "local") -> Limits:
-    """What the local runner accepts."""
+def local_limits(
+    model: ModelInput, *, target: str = "local", today: dt.date | None = None
+) -> Limits:
+    """What the local runner accepts.
+
+    Args:
+        model: the job's base model.
+        target: the target's name.
+        today: the day that a retired model is warned about by; None says nothing of it.
+    """
     entry = find_model(model.asset_name)
     refusals: tuple[str, ...] = ()
-    if entry is not None and entry.architecture != "phi3":
-        refusals = (f"{entry.name} has an architecture that the local runner cannot train yet.",)
+    if entry is None and (outsider := find_outsider(model.asset_name)) is not None:
+        refusals = (_outside(outsider),)
+    retired = retirement(entry, today) if today is not None else ()
     return Limits(
         target=target,
         model=entry,
@@ -149,6 +158,7 @@ def local_limits(model: ModelInput, *, target: str = "local") -> Limits:
         formats=FORMATS,
         needs_local_data=True,
         refusals=refusals,
+        warnings=tuple(f"On the service, {text} It trains here as ever." for text in retired),
     )
 
 
@@ -176,14 +186,15 @@ def hosted_limits(
     refusals: list[str] = []
     warnings: list[str] = []
     if entry is None:
-        refusals.append(
-            f"{model.asset_name} is not a model of the catalogue. Known: {', '.join(catalog())}."
-        )
+        refusals.append(unknown_model(model.asset_name))
     else:
         refusals += _model_refusals(entry, model, region, managed_compute=managed_compute)
-        if entry.is_retired(today):
-            text = f"{entry.name} was retired on {entry.retired}; use {entry.replacement} instead."
-            (refusals if retirement_refuses else warnings).append(text)
+        if _is_doubtful(entry, model):
+            warnings.append(
+                f"{entry.name}: version {model.version} is not in the catalogue, which knows "
+                f"{', '.join(entry.versions)}; the service decides."
+            )
+        (refusals if retirement_refuses else warnings).extend(retirement(entry, today))
     return Limits(
         target=target,
         model=entry,
@@ -199,16 +210,50 @@ def hosted_limits(
     )
 
 
+def unknown_model(name: str) -> str:
+    """Why a model that has no entry is refused, with the next step."""
+    if (outsider := find_outsider(name)) is not None:
+        return _outside(outsider)
+    return f"{name} is not a model of the catalogue. Known: {', '.join(catalog())}."
+
+
+def _outside(outsider: Outsider) -> str:
+    return f"{outsider.name} is not done here: {outsider.why}. {outsider.instead}"
+
+
+def retirement(entry: ModelEntry | None, today: dt.date) -> tuple[str, ...]:
+    """What is to be said of a model that the service has retired; nothing of the others."""
+    if entry is None or not entry.is_retired(today):
+        return ()
+    instead = f"; use {entry.replacement} instead." if entry.replacement else "."
+    return (f"{entry.name} was retired on {entry.retired}{instead}",)
+
+
+def _is_doubtful(entry: ModelEntry, model: ModelInput) -> bool:
+    """Whether the job's version is unknown where the catalogue's versions are not sure either."""
+    unknown = model.version is not None and model.version not in entry.versions
+    return unknown and "versions" in entry.unverified
+
+
 def _model_refusals(
     entry: ModelEntry, model: ModelInput, region: str | None, *, managed_compute: bool
 ) -> list[str]:
     refusals = []
-    if model.version is not None and model.version not in entry.versions:
+    known = model.version is None or model.version in entry.versions
+    if not known and not _is_doubtful(entry, model):
         refusals.append(
             f"{entry.name} has no version {model.version} that can be tuned; versions: "
             f"{', '.join(entry.versions)}."
         )
-    if not managed_compute and not entry.serverless:
+    if not (entry.serverless or entry.managed):
+        refusals.append(
+            f"{entry.name} is not fine-tuned by the service. Train it with --target local."
+        )
+    elif managed_compute and not entry.managed:
+        refusals.append(
+            f"{entry.name} is not fine-tuned on managed compute; take the compute out of the job."
+        )
+    elif not managed_compute and not entry.serverless:
         refusals.append(
             f"{entry.name}: Serverless FineTuning not supported. It is tuned on managed compute: give "
             "the job a compute or resources.instance_types."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import importlib.util
 import os
 import shutil
@@ -53,7 +54,8 @@ class LocalTarget:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def limits(self, job: FineTuningJob) -> Limits:
-        return local_limits(job.model, target=self.name)
+        today = dt.datetime.now(dt.UTC).date()
+        return local_limits(job.model, target=self.name, today=today)
 
     def submit(self, plan: Plan) -> Job:
         """Start the job, or go on with it where the same plan was interrupted.

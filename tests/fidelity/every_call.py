@@ -56,6 +56,8 @@ FAMILY = {
     "Phi-3-mini-4k-instruct", "Phi-3-mini-128k-instruct", "Phi-3-small-8k-instruct",
     "Phi-3-small-128k-instruct", "Phi-3-medium-4k-instruct", "Phi-3-medium-128k-instruct",
     "Phi-3.5-mini-instruct", "Phi-4-mini-instruct",
+    "Phi-3.5-MoE-instruct",
+    "Phi-4",
 }  # fmt: skip
 ENDED = ("Completed", "Failed", "Canceled")
 

@@ -18,6 +18,7 @@ from local_runner import adapters, low_rank
 from local_runner.generate import Answer, Answerer, Ask
 from local_runner.lean import Chunk, Lean, Memory
 from local_runner.models import base as bases
+from local_runner.models.family import ARCHITECTURES
 from local_runner.speech import Ending
 from maas_client.errors import BaseModelError
 
@@ -45,7 +46,7 @@ def make_adapter(folder: Path, seed: int, **settings: Any) -> Path:
     settings = {
         "r": 4,
         "lora_alpha": 16,
-        "target_modules": sorted(adapters.PHI3_TARGETS),
+        "target_modules": sorted(ARCHITECTURES["phi3"].lora_targets),
         **settings,
     }
     config = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **settings)

@@ -70,7 +70,7 @@ def test_models_lists_and_shows_and_suggests(capsys: pytest.CaptureFixture[str])
     assert run_cli(["models", "phi-3-small-8k-instruct"]) == 0
     assert "query_key_value" in capsys.readouterr().out
     assert run_cli(["models", "Phi-3-mini-4k-instrct"]) == 1
-    assert "phi-3-mini-4k-instruct" in capsys.readouterr().err
+    assert "did you mean Phi-3-mini-4k-instruct?" in capsys.readouterr().err
 
 
 def test_init_writes_a_file_that_plans(

@@ -21,7 +21,7 @@ from local_runner.mock_server.engine import Engine, tail
 from local_runner.mock_server.server import Options, log_to_stderr, serve, state_of
 from local_runner.mock_server.twin import DEFAULT_AS_OF, Site
 from maas_client.errors import MaasError
-from maas_client.spec.home import mock_home
+from maas_client.spec.home import OWN_BASES, mock_home
 
 _START_SECONDS = 60
 _STOP_SECONDS = 30
@@ -118,7 +118,7 @@ def _serve(options: argparse.Namespace) -> int:
     log_to_stderr()
     base = Path(options.base)
     # A restarted server, or a child of it, may stand in another folder.
-    is_path = options.base not in ("stand-in", "tiny") and base.is_dir()
+    is_path = options.base not in OWN_BASES and base.is_dir()
     if options.engine == "train" and not is_path:
         _check_base(options.base)
     named = str(base.resolve()) if is_path else options.base
@@ -143,10 +143,11 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _check_base(base: str) -> None:
     """What can be no base is said now, and not by each job."""
-    if base not in ("stand-in", "tiny") and base.count("/") != 1:
+    if base not in OWN_BASES and base.count("/") != 1:
         raise MaasError(
             f"--base {base!r} is no folder and no hub id",
-            hint="A folder with weights, ORGANIZATION/NAME of the hub, `stand-in` or `tiny`.",
+            hint="A folder with weights, ORGANIZATION/NAME of the hub, or one of "
+            f"{', '.join(OWN_BASES)}.",
         )
 
 

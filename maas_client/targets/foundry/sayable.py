@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from fractions import Fraction
 
 from maas_client.plan import resolve
-from maas_client.spec.catalog import ModelEntry, catalog, find_model
+from maas_client.spec.catalog import ModelEntry, find_model
 from maas_client.spec.hyperparameters import KNOBS, Value
 from maas_client.spec.job import FineTuningJob
-from maas_client.spec.limits import Limits
+from maas_client.spec.limits import Limits, retirement, unknown_model
 from maas_client.targets.foundry.words import (
     KEY,
     NAME,
@@ -69,13 +70,14 @@ _JOB_KEYS: Mapping[str, str] = {
 _METADATA = {"pairs": 16, "key": 64, "value": 512}
 
 
-def limits(job: FineTuningJob, *, target: str, azure: bool) -> Limits:
+def limits(job: FineTuningJob, *, target: str, azure: bool, today: dt.date) -> Limits:
     """What can be said of this job on this wire, and how.
 
     Args:
         job: what the user wants.
         target: the target's name.
         azure: whether it is Azure's form of the wire, whose suffixes are shorter.
+        today: the day that retirement is judged by.
     """
     entry = find_model(job.model.asset_name)
     refused = {key: _nearest(key) for key in KNOBS if key not in SAID}
@@ -95,7 +97,7 @@ def limits(job: FineTuningJob, *, target: str, azure: bool) -> Limits:
         min_rows=MIN_ROWS,
         needs_local_data=True,
         refusals=tuple(_refusals(job, entry, suffix=18 if azure else 64)),
-        warnings=tuple(_warnings(job)),
+        warnings=(*_warnings(job), *retirement(entry, today)),
         hosts=True,
     )
 
@@ -152,9 +154,7 @@ def _round(rate: float) -> float:
 
 def _refusals(job: FineTuningJob, entry: ModelEntry | None, *, suffix: int) -> Iterable[str]:
     if entry is None:
-        yield (
-            f"{job.model.asset_name} is not a model of the catalogue. Known: {', '.join(catalog())}."
-        )
+        yield unknown_model(job.model.asset_name)
     for key, instead in _JOB_KEYS.items():
         if getattr(job, key):
             yield f"{key} cannot be said to this service: {instead}; remove it."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -71,7 +72,8 @@ class FoundryTarget:
         return self._given
 
     def limits(self, job: FineTuningJob) -> Limits:
-        return sayable.limits(job, target=self.name, azure=self._settings.is_azure)
+        today = dt.datetime.now(dt.UTC).date()
+        return sayable.limits(job, target=self.name, azure=self._settings.is_azure, today=today)
 
     def submit(self, plan: Plan) -> Job:
         """Upload the rows that are not there yet, and start the job.
