@@ -9,12 +9,13 @@ bytes as one that was not.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -22,11 +23,13 @@ from local_runner import adapters, checkpoints, fused, inputs, manifest
 from local_runner.data import ChatTokenizer, Example, load_examples, max_length
 from local_runner.evaluate import measure
 from local_runner.models import base as bases
-from local_runner.stopping import Signals, StopRequested, in_our_words, signals
-from local_runner.update import make_optimizer, micro_batches, rates, steps_per_epoch, update
+from local_runner.optimizers import make_optimizer, weights_of
+from local_runner.stopping import Signals, StopRequested, in_our_words, is_out_of_memory, signals
+from local_runner.update import Update, halved, micro_batches, rates, steps_per_epoch, update
 from maas_client.errors import MaasError
 from maas_client.jobs import Event, JobStatus
 from maas_client.plan import Plan, count_steps
+from maas_client.spec.methods import method_of
 from maas_client.spec.rundir import (
     KEPT_EPOCHS,
     EventWriter,
@@ -34,14 +37,13 @@ from maas_client.spec.rundir import (
     RunStatus,
 )
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-
 OnEvent = Callable[[Event], None]
 Tell = Callable[..., None]
 
 _CRASH_CHECKPOINT_SECONDS = 30.0
-"""How much work a killed run may lose. Writing a checkpoint takes about a tenth of a second."""
+"""How much work a killed run may lose. Writing an adapter takes about a tenth of a second."""
+_CRASH_CHECKPOINT_SHARE = 20.0
+"""Of a checkpoint that takes long: it is written as seldom as to cost a twentieth of the time."""
 
 
 @dataclass
@@ -51,7 +53,8 @@ class _Run:
     dir: RunDir
     plan: Plan
     base: bases.Base
-    model: PeftModel
+    model: Any
+    """The base with its adapter, or the whole model that is trained."""
     optimizer: torch.optim.Optimizer
     rate: Callable[[int], float]
     """Step, counted from 0 -> learning rate."""
@@ -63,7 +66,10 @@ class _Run:
     """Whether each epoch's adapter is kept, and how often the model is right is told."""
     step: int = 0
     best: float | None = None
-    """The lowest validation loss so far."""
+    """The best evaluation so far: a loss, or a share that is right."""
+    best_step: int | None = None
+    halvings: int = 0
+    """How often a forward pass has been halved for want of memory."""
     worse: int = 0
     """Evaluations in a row without a gain, for early stopping."""
     losses: list[float] = field(default_factory=list)
@@ -77,6 +83,8 @@ class _Run:
     clock: float = 0.0
     """When the last metric was written."""
     saved_at: float = 0.0
+    save_seconds: float = 0.0
+    """What the last checkpoint took."""
 
     @property
     def values(self) -> dict[str, Any]:
@@ -93,6 +101,12 @@ class _Run:
     @property
     def epoch(self) -> float:
         return round(self.step / self.per_epoch, 4)
+
+    @property
+    def products(self) -> torch.autocast:
+        """The precision of the forward pass: in bf16 the products, or nothing."""
+        on = self.values["precision"] == "bf16"
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=on)
 
     @property
     def is_stale(self) -> bool:
@@ -196,8 +210,9 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
     )
     steps = count_steps(len(rows), plan.values)
     rate = rates(plan, steps)
-    model = adapters.attach(bases.load(base), plan, name=base.name)
-    fused.fuse(model)
+    model = adapters.attach(adapters.load_base(base, plan), plan, name=base.name)
+    if plan.values["precision"] == "32":
+        fused.fuse(model)
     model.train()
     tokens = sum(len(row.ids) for row in rows)
     words = f"{len(rows)} rows, {tokens:,} tokens, {len(held_out)} held out, {steps} steps"
@@ -224,29 +239,63 @@ def _resume_or_start(run: _Run) -> int | None:
     inputs.forget_metrics(run.dir, after=steps[-1] if steps else -1)
     if steps:
         state = checkpoints.load(run.dir.checkpoint(steps[-1]), run.model, run.optimizer)
-        run.step, run.best, run.worse = state.step, state.best, state.worse
-        run.losses, run.tokens = list(state.losses), state.tokens
+        _take_up(run, state)
         run.tell("log", f"resumed at step {run.step} of {run.steps}")
         return run.step
     torch.manual_seed(run.plan.seed)
+    if isinstance(place := run.values.get("resume_from_checkpoint"), str):
+        _take_up(run, checkpoints.begin_from(Path(place), run.model, run.optimizer))
+        run.tell("log", f"begun at step {run.step} of {run.steps}, with the checkpoint in {place}")
     if run.held_out and run.values["evaluation_strategy"] != "disable":
         _evaluate(run)  # before and after come from the same code
     return None
 
 
+def _take_up(run: _Run, state: checkpoints.State) -> None:
+    run.step, run.best, run.best_step = state.step, state.best, state.best_step
+    run.worse, run.halvings = state.worse, state.halvings
+    run.losses, run.tokens = list(state.losses), state.tokens
+
+
 def _step(run: _Run) -> None:
-    done = update(
-        run.model,
-        run.optimizer,
-        micro_batches(run.rows, run.plan, run.step),
-        rate=run.rate(run.step),
-        ceiling=float(run.values["max_grad_norm"]),
-        pad_id=run.pad_id,
-    )
+    dice = torch.get_rng_state()
+    while True:
+        try:
+            done = _update(run)
+            break
+        except (RuntimeError, MemoryError) as error:
+            _halve(run, error)
+            torch.set_rng_state(dice)
     run.step += 1
     run.losses.append(done.loss)
     run.tokens += done.tokens
     run.norm, run.accuracy = done.norm, done.accuracy
+
+
+def _update(run: _Run) -> Update:
+    with run.products:
+        return update(
+            run.model,
+            run.optimizer,
+            halved(micro_batches(run.rows, run.plan, run.step), run.halvings),
+            rate=run.rate(run.step),
+            ceiling=float(run.values["max_grad_norm"]),
+            pad_id=run.pad_id,
+        )
+
+
+def _halve(run: _Run, error: Exception) -> None:
+    """Take fewer rows at once; the step's rows, and so its result, stay what they are."""
+    most = max(map(len, halved(micro_batches(run.rows, run.plan, run.step), run.halvings)))
+    if not (run.values.get("auto_find_batch_size") and is_out_of_memory(error) and most > 1):
+        raise error
+    run.halvings += 1
+    for weight in weights_of(run.optimizer):
+        weight.grad = None
+    rows = max(map(len, halved(micro_batches(run.rows, run.plan, run.step), run.halvings)))
+    run.tell(
+        "log", f"memory ran out at step {run.step + 1}: {rows} rows in a forward pass from here"
+    )
 
 
 def _report(run: _Run) -> None:
@@ -282,24 +331,36 @@ def _evaluate_if_due(run: _Run) -> None:
     if run.step % every and run.step != run.steps:
         return
     start = time.monotonic()
-    loss = _evaluate(run)
+    loss, accuracy = _evaluate(run)
     run.clock += time.monotonic() - start  # evaluating is not training: keep it out of tokens/s
-    if run.best is None or loss < run.best - float(run.values["early_stopping_threshold"]):
-        run.best, run.worse = loss, 0
-    else:
-        run.worse += 1
+    _judge(run, loss, accuracy)
 
 
-def _evaluate(run: _Run) -> float:
+def _judge(run: _Run, loss: float, accuracy: float) -> None:
+    """Whether it is the best so far, and whether there was a gain, as Hugging Face's Trainer has it."""
+    by_accuracy = run.values["metric_for_best_model"] == "token_accuracy"
+    # Lower is better, whatever is asked for.
+    found, best = (-accuracy if by_accuracy else loss), run.best
+    gain = math.inf if best is None else best - found
+    run.worse = 0 if gain > float(run.values["early_stopping_threshold"]) else run.worse + 1
+    if gain <= 0:
+        return
+    run.best, run.best_step = found, run.step
+    if run.values["load_best_model_at_end"]:
+        checkpoints.save_best(run.dir, run.step, run.model)
+
+
+def _evaluate(run: _Run) -> tuple[float, float]:
     batch = int(run.values["per_device_eval_batch_size"])
-    loss, accuracy = measure(run.model, run.held_out, pad_id=run.pad_id, batch=batch)
+    with run.products:
+        loss, accuracy = measure(run.model, run.held_out, pad_id=run.pad_id, batch=batch)
     run.model.train()
     words = f"step {run.step}/{run.steps}  validation loss {loss:.4f}"
     data = {"step": run.step, "max_steps": run.steps, "epoch": run.epoch, "eval_loss": loss}
     if run.keep_epochs:
         data["eval_token_accuracy"] = accuracy
     run.tell("metric", words, data)
-    return loss
+    return loss, accuracy
 
 
 def _save_if_due(run: _Run) -> None:
@@ -307,7 +368,9 @@ def _save_if_due(run: _Run) -> None:
     every = {"epoch": run.per_epoch, "steps": int(run.values["save_steps"])}.get(strategy, 0)
     if every and (run.step % every == 0 or run.step == run.steps):
         _save(run, asked_for=True)
-    elif not run.is_over and time.monotonic() - run.saved_at > _CRASH_CHECKPOINT_SECONDS:
+    elif not run.is_over and time.monotonic() - run.saved_at > max(
+        _CRASH_CHECKPOINT_SECONDS, _CRASH_CHECKPOINT_SHARE * run.save_seconds
+    ):
         _save(run, asked_for=False)
 
 
@@ -318,11 +381,21 @@ def _keep_epoch_if_due(run: _Run) -> None:
 
 
 def _save(run: _Run, *, asked_for: bool) -> None:
-    losses = tuple(run.losses)
-    state = checkpoints.State(run.step, run.best, run.worse, losses, run.tokens, asked_for)
+    start = time.monotonic()
+    state = checkpoints.State(
+        step=run.step,
+        best=run.best,
+        worse=run.worse,
+        losses=tuple(run.losses),
+        tokens=run.tokens,
+        asked_for=asked_for,
+        best_step=run.best_step,
+        halvings=run.halvings,
+    )
     checkpoints.save(run.dir, state, run.model, run.optimizer)
     checkpoints.prune(run.dir, keep=int(run.values["save_total_limit"]))
     run.saved_at = time.monotonic()
+    run.save_seconds = run.saved_at - start
 
 
 def _stop_if_asked(run: _Run, caught: Signals) -> None:
@@ -342,27 +415,36 @@ def _finish(run: _Run, *, seconds: float, resumed_at: int | None) -> None:
     """Write what the run was for, whole, and the digests of it all."""
     if run.step < run.steps:
         run.tell("log", f"stopped early at step {run.step}: no gain in {run.worse} evaluations")
+    if run.values["load_best_model_at_end"] and run.best_step not in (None, run.step):
+        checkpoints.load_best(run.dir, int(run.best_step or 0), run.model)
+        run.tell("log", f"the best evaluation was at step {run.best_step}: that is what is kept")
+    if method_of(run.values) == "full":
+        _write_whole(run, run.model)
+    else:
+        _write_adapter(run)
+    took = {"steps": run.step, "seconds": round(seconds, 1), "resumed_at_step": resumed_at}
+    manifest.write(run.dir, run.plan, run.base.info, took=took)
+
+
+def _write_adapter(run: _Run) -> None:
     staged = run.dir.path / "adapter.new"
     checkpoints.clear(staged)
     adapters.save(run.model, staged)
     checkpoints.publish(staged, run.dir.adapter)
     run.tell("log", f"adapter written to {run.dir.adapter.name}/")
     if run.values.get("merge_lora_weights"):
-        _merge(run)
-    took = {"steps": run.step, "seconds": round(seconds, 1), "resumed_at_step": resumed_at}
-    manifest.write(run.dir, run.plan, run.base.info, took=took)
+        _write_whole(run, adapters.merge(run.model, run.base, run.dir.adapter))
 
 
-def _merge(run: _Run) -> None:
+def _write_whole(run: _Run, model: Any) -> None:
     staged = run.dir.path / "merged.new"
     checkpoints.clear(staged)
-    merged = run.model.merge_and_unload()
-    merged.save_pretrained(staged)
+    adapters.save(model, staged)
     for name in bases.TOKENIZER_FILES:
         if (source := run.base.folder / name).exists():
             (staged / name).write_bytes(source.read_bytes())
     checkpoints.publish(staged, run.dir.merged)
-    run.tell("log", f"merged model written to {run.dir.merged.name}/")
+    run.tell("log", f"the whole model written to {run.dir.merged.name}/")
 
 
 @contextmanager

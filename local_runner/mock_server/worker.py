@@ -244,7 +244,9 @@ def _plan(twin: Twin, engine: Engine, job: Body) -> Plan:
         spec.model_copy(update=paths),
         hosted(twin, spec)
         if engine.simulates
-        else local_limits(spec.model, target="the mock's engine"),
+        else local_limits(
+            spec.model, target="the mock's engine", hyperparameters=spec.hyperparameters
+        ),
         training=data["training_data"],
         validation=data.get("validation_data"),
         base=base,

@@ -170,7 +170,9 @@ _KNOBS = (
         False,
         "Go on from the last checkpoint; a path begins a run with that of another.",
     ),
-    Knob("load_best_model_at_end", "bool", False, "Keep what had the best evaluation, not the last."),
+    Knob(
+        "load_best_model_at_end", "bool", False, "Keep what had the best evaluation, not the last."
+    ),
     Knob(
         "metric_for_best_model",
         "choice",
@@ -212,9 +214,7 @@ _KNOBS = (
             "loftq",
         ),
     ),
-    Knob(
-        "num_virtual_tokens", "int", 20, "Tokens that prefix and prompt tuning train.", 1, 10_000
-    ),
+    Knob("num_virtual_tokens", "int", 20, "Tokens that prefix and prompt tuning train.", 1, 10_000),
     Knob("oft_block_size", "int", 32, "Features that OFT turns together.", 1, 65_536),
     Knob("load_in_4bit", "bool", False, "Hold the frozen base in 4 bits (QLoRA)."),
     Knob("load_in_8bit", "bool", False, "Hold the frozen base in 8 bits."),

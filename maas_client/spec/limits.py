@@ -10,6 +10,7 @@ from maas_client.spec import dataset
 from maas_client.spec.catalog import ModelEntry, Outsider, catalog, find_model, find_outsider
 from maas_client.spec.hyperparameters import KNOBS
 from maas_client.spec.job import ModelInput
+from maas_client.spec.methods import read_together
 from maas_client.spec.tables import FORMATS
 from maas_client.spec.tasks import TASKS
 
@@ -134,7 +135,12 @@ class Limits:
 
 
 def local_limits(
-    model: ModelInput, *, target: str = "local", today: dt.date | None = None
+    model: ModelInput,
+    *,
+    target: str = "local",
+    today: dt.date | None = None,
+    hyperparameters: Mapping[str, str | None] | None = None,
+    missing: frozenset[str] = frozenset(),
 ) -> Limits:
     """What the local runner accepts.
 
@@ -142,8 +148,13 @@ def local_limits(
         model: the job's base model.
         target: the target's name.
         today: the day that a retired model is warned about by; None says nothing of it.
+        hyperparameters: the job's, which are read against each other.
+        missing: packages that some of them need, and that are not installed.
     """
     entry = find_model(model.asset_name)
+    given = hyperparameters or {}
+    reading = read_together(given, entry.defaults if entry else {}, missing=missing)
+    unused = {key: words for key, words in reading.unused.items() if given.get(key) is not None}
     refusals: tuple[str, ...] = ()
     if entry is None and (outsider := find_outsider(model.asset_name)) is not None:
         refusals = (_outside(outsider),)
@@ -151,8 +162,9 @@ def local_limits(
     return Limits(
         target=target,
         model=entry,
-        honoured=RUNNER_HONOURS,
-        ignored=RUNNER_IGNORES,
+        honoured=RUNNER_HONOURS - reading.unused.keys(),
+        ignored={**RUNNER_IGNORES, **unused},
+        refused=reading.refused,
         choices=RUNNER_CHOICES,
         tasks=tuple(TASKS),
         formats=FORMATS,

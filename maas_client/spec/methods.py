@@ -112,7 +112,8 @@ def read_together(
 
 def _unused(method: str, values: Mapping[str, Value | None]) -> dict[str, str]:
     unused = {
-        key: f"{method} has none" for key in _KNOBS_OF_METHODS - METHODS[method].knobs - {"use_dora"}
+        key: f"{method} has none"
+        for key in _KNOBS_OF_METHODS - METHODS[method].knobs - {"use_dora"}
     }
     if not values["load_in_4bit"]:
         unused |= dict.fromkeys(_FOUR_BIT, "it is of load_in_4bit, which is off")
@@ -147,7 +148,9 @@ def _start_faults(method: str, values: Mapping[str, Value | None]) -> dict[str, 
         )
         return {"init_lora_weights": words}
     if start.startswith(_CHANGE_THE_BASE) and is_quantized(values):
-        words = f"{start} needs the base's own weights, and 4 or 8 bits are not; use true or gaussian"
+        words = (
+            f"{start} needs the base's own weights, and 4 or 8 bits are not; use true or gaussian"
+        )
         return {"init_lora_weights": words}
     if start.startswith(_CHANGE_THE_BASE) and method == "dora":
         words = f"{start} with DoRA cannot be written as an adapter of the plain base; use true"
@@ -184,8 +187,6 @@ def _end_faults(method: str, values: Mapping[str, Value | None]) -> dict[str, st
     if values["evaluation_strategy"] == "disable":
         words = "nothing is evaluated; set evaluation_strategy to epoch or steps"
         faults |= {
-            key: words
-            for key in ("load_best_model_at_end", "apply_early_stopping")
-            if values[key]
+            key: words for key in ("load_best_model_at_end", "apply_early_stopping") if values[key]
         }
     return faults
