@@ -177,7 +177,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         adapted = adapters.open_on(model, adapter)
         loss = mean_loss(adapted, rows, pad_id=tokenizer.eos_id)
         results.append({"adapter": str(adapter), "loss": loss})
-        model = adapted.unload()
+        model = adapters.release(model, adapted)
     tokens = data.count(rows, counted_by="").trained
     _print({"rows": len(rows), "tokens": tokens, "base": base.info.label, "results": results})
     return 0

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+WHOLE = "model.safetensors"
 _BEGUN = "weights_at_start"
 """Where a `PeftModel` keeps what a start that changes the base began with."""
 
@@ -31,11 +32,17 @@ _BEGUN = "weights_at_start"
 def load_base(base: bases.Base, plan: Plan) -> Any:
     """The base as the plan wants it held: precision, 4 or 8 bits."""
     with _peft_quiet():
-        return bases.load(
+        model = bases.load(
             base,
             dtype=configs.weight_type(plan.values),
             quantization=configs.quantization(plan.values),
         )
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            # It would round the scales of the 4-bit code once more at the first evaluation, for good:
+            # a resumed run, which does not evaluate first, would train another base.
+            layer.support_avx512bf16_for_cpu = False
+    return model
 
 
 def attach(model: Any, plan: Plan, *, name: str) -> Any:
@@ -54,7 +61,7 @@ def attach(model: Any, plan: Plan, *, name: str) -> Any:
     """
     import torch
 
-    values = plan.values
+    values: dict[str, Any] = plan.values
     torch.manual_seed(plan.seed)
     method = method_of(values)
     if method == "full":
@@ -122,6 +129,11 @@ def open_on(model: Any, folder: Path, *, name: str = "default") -> Any:
             model.load_adapter(str(folder), adapter_name=name)
             return model
         return PeftModel.from_pretrained(model, folder, adapter_name=name)
+
+
+def kind_of(folder: Path) -> str:
+    """peft's word for the method of a checked adapter."""
+    return str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["peft_type"])
 
 
 def release(model: Any, opened: Any) -> Any:

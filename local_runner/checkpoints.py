@@ -117,7 +117,7 @@ def find(place: Path) -> Path:
     if not (found / "state.json").exists():
         raise RunDirError(
             f"resume_from_checkpoint: {place} is no checkpoint, and no run directory that has one",
-            hint="Name a folder such as runs/NAME/checkpoints/step-000100; save_strategy says which are kept.",
+            hint="Name a folder such as runs/NAME/checkpoints/step-000100; save_strategy keeps them.",
         )
     return found
 

@@ -36,9 +36,12 @@ def make_optimizer(model: Any, plan: Plan) -> torch.optim.Optimizer:
         case "adafactor":
             from transformers import Adafactor
 
-            return Adafactor(groups, lr=rate, scale_parameter=False, relative_step=False)
+            factored: torch.optim.Optimizer = Adafactor(
+                groups, lr=rate, scale_parameter=False, relative_step=False
+            )
+            return factored
         case name:
-            adam = {
+            adam: dict[str, Any] = {
                 "lr": rate,
                 "betas": (values["adam_beta1"], values["adam_beta2"]),
                 "eps": values["adam_epsilon"],

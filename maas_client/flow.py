@@ -243,7 +243,7 @@ def evaluate(run_dir: str | Path, data: str | Path) -> dict[str, Any]:
     what = ("--model", done.job.model.asset_name, "--task", done.job.task, "--data", str(data))
     length = ("--max-seq-length", str(done.values.get("max_seq_length") or -1))
     return runner.ask(
-        "evaluate", *base, *what, *length, "--with-base", "--adapter", str(run_of.adapter)
+        "evaluate", *base, *what, *length, "--with-base", "--adapter", str(run_of.trained)
     )
 
 
@@ -258,7 +258,7 @@ def _ended_run(path: Path) -> tuple[RunDir, Plan]:
     status = run.read_status()
     if status is not None and status.simulated:
         raise RunDirError(f"{path} was simulated: nothing was trained")
-    if not (run.adapter / "adapter_config.json").exists():
+    if not any((run.trained / name).exists() for name in ("adapter_config.json", "config.json")):
         raise RunDirError(f"{path} left no adapter", hint="Run it to its end first.")
     if done.base is not None:
         found = runner.base_info(done.base.source, model=done.job.model.asset_name)
@@ -277,7 +277,7 @@ def open_local_chat(what: str | Path) -> Chat:
         return Chat(LocalLine(str(what), model=str(what)))
     run, done = _ended_run(Path(what))
     base = done.base.source if done.base else None
-    return Chat(LocalLine(base, model=done.job.model.asset_name, adapter=run.adapter))
+    return Chat(LocalLine(base, model=done.job.model.asset_name, adapter=run.trained))
 
 
 def hosting(target: Target) -> HostingTarget:

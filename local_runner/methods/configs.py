@@ -91,7 +91,7 @@ def check_blocks(model: Any, targets: Sequence[str], size: int) -> None:
     for name, layer in model.named_modules():
         if name.rpartition(".")[2] in targets and layer.in_features % size:
             raise BaseModelError(
-                f"oft_block_size is {size}; {name} has {layer.in_features} features, which it does not divide",
+                f"oft_block_size is {size}, which does not divide the {layer.in_features} features of {name}",
                 hint="Take a power of two, such as 32.",
             )
 

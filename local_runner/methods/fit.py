@@ -45,16 +45,16 @@ def _fits(layer: Any, part: str, shape: Sequence[int]) -> bool:
     wide, long = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
     match part:
         case "lora_A":
-            return shape[-1] == wide
+            return bool(shape[-1] == wide)
         case "lora_B" | "lora_magnitude_vector" | "vera_lambda_b":
-            return shape[0] == long
+            return bool(shape[0] == long)
         case "vera_lambda_d":
             return wide is not None
         case "ia3_l":
-            return list(shape) in ([long, 1], [1, wide])
+            return tuple(shape) in ((long, 1), (1, wide))
         case _:  # oft_R: [blocks, block · (block - 1) / 2]
             block = (1 + (1 + 8 * shape[1]) ** 0.5) / 2
-            return shape[0] * block == wide
+            return bool(shape[0] * block == wide)
 
 
 def _layer(model: Any, key: str) -> Any:

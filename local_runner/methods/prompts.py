@@ -34,14 +34,21 @@ def hidden_states(model: Any, ids: Tensor, real: Tensor | None) -> Tensor:
     return torch.as_tensor(out.last_hidden_state)[:, -ids.shape[1] :]
 
 
-def first_answer(model: Any, ids: Tensor) -> Any:
-    """The model's output on a question, [1, length], with a cache that begins with the virtual tokens.
+def answer_on(model: Any, ids: Tensor, cache: Any) -> Any:
+    """The model's output on more of a text, with the cache to go on with.
 
-    What follows needs the base only: the cache carries them on.
+    Args:
+        model: a transformers model, or a `PeftModel` over one.
+        ids: [1, length], what the cache does not hold yet.
+        cache: transformers', as the call before returned it; empty at first.
     """
-    inner = model.get_base_model()
-    _, given = _inputs(model, inner, ids)
-    return inner(**given, use_cache=True, logits_to_keep=1)
+    given: dict[str, Any] = {"input_ids": ids, "past_key_values": cache}
+    if has_virtual_tokens(model):
+        inner = model.get_base_model()
+        if cache.get_seq_length() == 0:  # later on they are in the cache
+            _, given = _inputs(model, inner, ids)
+        model = inner
+    return model(**given, use_cache=True, logits_to_keep=1)
 
 
 def _inputs(model: Any, inner: Any, ids: Tensor) -> tuple[int, dict[str, Any]]:

@@ -111,10 +111,7 @@ def read_together(
 
 
 def _unused(method: str, values: Mapping[str, Value | None]) -> dict[str, str]:
-    unused = {
-        key: f"{method} has none"
-        for key in _KNOBS_OF_METHODS - METHODS[method].knobs - {"use_dora"}
-    }
+    unused = dict.fromkeys(_KNOBS_OF_METHODS - METHODS[method].knobs - {"use_dora"}, f"{method} has none")
     if not values["load_in_4bit"]:
         unused |= dict.fromkeys(_FOUR_BIT, "it is of load_in_4bit, which is off")
     if values["optim"] in ("sgd", "adafactor"):
