@@ -9,7 +9,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,17 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument(
             "--keep-epochs", action="store_true", help="leave an adapter of each of the last epochs"
         )
+        made.add_argument("--mlflow", help="log to this MLflow; MLFLOW_TRACKING_URI says the same")
+        made.add_argument(
+            "--tensorboard", type=Path, help="write TensorBoard files under this folder"
+        )
     made.add_argument("--seconds", type=float, default=1.0, help="how long, by the clock")
     made.add_argument("--clock", type=Path, help="a file with the clock's pace")
 
+    made = verb("track", _track, "tell MLflow or TensorBoard of a run that has ended")
+    made.add_argument("run_dir", type=Path)
+    made.add_argument("--mlflow")
+    made.add_argument("--tensorboard", type=Path)
     made = verb("base", _base, "which weights --base names")
     _add_base(made)
     made = verb("count", _count, "count the tokens of a dataset")
@@ -106,22 +115,54 @@ def _train(options: argparse.Namespace) -> int:
     from local_runner.train import train  # torch
 
     run = RunDir(options.run_dir.resolve())
-    return _end(train(run, keep_epochs=options.keep_epochs, on_event=_printer(options)))
+    with _tracked(run, options) as on_event:
+        return _end(train(run, keep_epochs=options.keep_epochs, on_event=on_event))
 
 
 def _simulate(options: argparse.Namespace) -> int:
     from local_runner.clock import Clock
     from local_runner.simulate import simulate
 
-    return _end(
-        simulate(
-            RunDir(options.run_dir.resolve()),
-            seconds=options.seconds,
-            clock=Clock(options.clock),
-            keep_epochs=options.keep_epochs,
-            on_event=_printer(options),
+    run = RunDir(options.run_dir.resolve())
+    with _tracked(run, options) as on_event:
+        return _end(
+            simulate(
+                run,
+                seconds=options.seconds,
+                clock=Clock(options.clock),
+                keep_epochs=options.keep_epochs,
+                on_event=on_event,
+            )
         )
-    )
+
+
+@contextmanager
+def _tracked(run: RunDir, options: argparse.Namespace) -> Iterator[Callable[[Event], None]]:
+    """Who hears what the run says: the printer, and the trackers that were asked for."""
+    from local_runner.tracking.tracking import start
+
+    tell = _printer(options)
+    tracking = start(run, mlflow=options.mlflow, tensorboard=options.tensorboard)
+    if tracking is None:
+        yield tell
+        return
+
+    def both(event: Event) -> None:
+        tell(event)
+        tracking.take(event)
+
+    try:
+        yield both
+    finally:
+        tracking.finish()
+
+
+def _track(options: argparse.Namespace) -> int:
+    from local_runner.tracking.tracking import track
+
+    run = RunDir(options.run_dir.resolve())
+    _print({"tracked": track(run, mlflow=options.mlflow, tensorboard=options.tensorboard)})
+    return 0
 
 
 def _printer(options: argparse.Namespace) -> Callable[[Event], None]:
@@ -140,12 +181,12 @@ def _base(options: argparse.Namespace) -> int:
 
 
 def _count(options: argparse.Namespace) -> int:
-    from local_runner import data
+    from local_runner import compared, data
     from local_runner.models import base as bases
 
     base = bases.resolve(options.base, model=options.model)
     length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
-    tokenizer = data.ChatTokenizer(base.folder)
+    tokenizer = data.ChatTokenizer(base.folder, model=base.model)
 
     def tokens(file: Path | None) -> Mapping[str, Any] | None:
         if file is None:
@@ -155,7 +196,11 @@ def _count(options: argparse.Namespace) -> int:
 
     held_out = tokens(options.validation)
     _print(
-        {"base": base.info.to_json(), "tokens": tokens(options.data), "validation_tokens": held_out}
+        {
+            "base": {**base.info.to_json(), "remarks": compared.remarks(base, tokenizer)},
+            "tokens": tokens(options.data),
+            "validation_tokens": held_out,
+        }
     )
     return 0
 
@@ -166,7 +211,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from local_runner.models import base as bases
 
     base = bases.resolve(options.base, model=options.model)
-    tokenizer = data.ChatTokenizer(base.folder)
+    tokenizer = data.ChatTokenizer(base.folder, model=base.model)
     length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
     rows = data.load_examples(tokenizer, options.data, max_length=length)
     model: Any = bases.load(base)

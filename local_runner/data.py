@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from local_runner.models import tokenizers
 from maas_client.errors import BaseModelError, DatasetError, Problem
 from maas_client.plan import TokenCount
 from maas_client.spec.dataset import numbered_rows
@@ -44,11 +45,17 @@ class Example:
 
 
 class ChatTokenizer:
-    """A base model's own tokenizer and chat template. Light: no torch, no transformers."""
+    """A base model's own tokenizer and chat template. Light: no torch, no transformers.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: the model's.
+        model: the catalogue's name of the model, where it is known: it says what the folder lacks.
+    """
+
+    def __init__(self, folder: Path, *, model: str = "") -> None:
         from tokenizers import Tokenizer
 
+        own, folder = folder, tokenizers.whole(folder, model=model)
         try:
             self.raw: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             self._settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
@@ -64,6 +71,11 @@ class ChatTokenizer:
         if eos_id is None:
             raise BaseModelError(f"{folder}: the tokenizer has no end-of-text token")
         self.eos_id: int = eos_id
+        self.special = {
+            "bos_token": _text_of(self._settings.get("bos_token")),
+            "eos_token": self.eos,
+        }
+        self.stops = tokenizers.stop_ids(own, self.raw, model=model, eos=eos_id)
         added = self.raw.get_added_tokens_decoder()
         self._specials = tuple(token.content for token in added.values() if token.special)
 
@@ -73,8 +85,7 @@ class ChatTokenizer:
             self._template.render(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=answer,
-                bos_token=_text_of(self._settings.get("bos_token")),
-                eos_token=self.eos,
+                **self.special,
             )
         )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from local_runner.flat.opening import open_learner
 from local_runner.methods.prompts import hidden_states
 
 if TYPE_CHECKING:
@@ -66,6 +67,9 @@ def measure(
     model: Any, rows: Sequence[Example], *, pad_id: int, batch: int = 1
 ) -> tuple[float, float]:
     """The mean loss, and the share of the trained tokens that the model would have chosen itself."""
+    flat = open_learner(model, threads=torch.get_num_threads())
+    if flat is not None:
+        return flat.measure(rows, batch=batch)
     model.eval()
     total, right, tokens = 0.0, 0, 0
     for start in range(0, len(rows), batch):

@@ -68,7 +68,7 @@ class Answerer:
 
     def __init__(self, base: bases.Base) -> None:
         self.base = base
-        self.tokenizer = ChatTokenizer(base.folder)
+        self.tokenizer = ChatTokenizer(base.folder, model=base.model)
         self._plain: Any = bases.load(base).eval()
         self._adapted: Any = None
         self._kind = ""
@@ -77,8 +77,7 @@ class Answerer:
         self._whole: tuple[Key, Any] | None = None
         """A model all of whose weights were trained; one at a time."""
         self._loras: OrderedDict[Key, low_rank.Lora | None] = OrderedDict()
-        ends = self._plain.generation_config.eos_token_id
-        self._ends = frozenset([ends] if isinstance(ends, int) else ends or [self.tokenizer.eos_id])
+        self._ends = self.tokenizer.stops
         self._context = int(bases.read_config(base.folder)["max_position_embeddings"])
         self.batch = Batch(lean.Lean(self._plain)) if lean.serves(self._plain) else None
         self._in_batch: dict[Row, Answer] = {}
@@ -88,6 +87,10 @@ class Answerer:
     def running(self) -> int:
         """Answers that are begun and not over."""
         return len(self._in_batch) + len(self._apart)
+
+    def take_up(self, adapter: Path) -> None:
+        """Read an adapter before anybody asks; the errors are those of `answer`."""
+        self._lora(_key(adapter))
 
     def answer(self, ask: Ask) -> Iterator[Piece]:
         """Pieces of text as they are made, and at last how it ended.

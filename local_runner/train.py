@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
-from local_runner import adapters, checkpoints, fused, inputs, manifest
+from local_runner import adapters, checkpoints, compared, inputs, manifest
 from local_runner.data import ChatTokenizer, Example, load_examples, max_length
-from local_runner.evaluate import measure
+from local_runner.learning import Learner, open_learner
 from local_runner.models import base as bases
+from local_runner.models import tokenizers
 from local_runner.optimizers import make_optimizer, weights_of
 from local_runner.stopping import Signals, StopRequested, in_our_words, is_out_of_memory, signals
 from local_runner.update import Update, halved, micro_batches, rates, steps_per_epoch, update
@@ -55,12 +56,12 @@ class _Run:
     base: bases.Base
     model: Any
     """The base with its adapter, or the whole model that is trained."""
+    learner: Learner
     optimizer: torch.optim.Optimizer
     rate: Callable[[int], float]
     """Step, counted from 0 -> learning rate."""
     rows: list[Example]
     held_out: list[Example]
-    pad_id: int
     tell: Tell
     keep_epochs: bool = False
     """Whether each epoch's adapter is kept, and how often the model is right is told."""
@@ -200,7 +201,7 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
     base = bases.resolve(plan.base.source if plan.base else None, model=plan.job.model.asset_name)
     inputs.check_inputs(plan, base)
     checkpoints.sweep(run_dir)
-    tokenizer = ChatTokenizer(base.folder)
+    tokenizer = ChatTokenizer(base.folder, model=base.model)
     length = max_length(bases.read_config(base.folder), int(plan.values["max_seq_length"] or -1))
     rows = load_examples(tokenizer, Path(plan.training.path), max_length=length, task=plan.job.task)
     held_out = (
@@ -211,12 +212,11 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
     steps = count_steps(len(rows), plan.values)
     rate = rates(plan, steps)
     model = adapters.attach(adapters.load_base(base, plan), plan, name=base.name)
-    if plan.values["precision"] == "32":
-        fused.fuse(model)
-    model.train()
     tokens = sum(len(row.ids) for row in rows)
     words = f"{len(rows)} rows, {tokens:,} tokens, {len(held_out)} held out, {steps} steps"
     tell("log", words, {"tokens": tokens})
+    for remark in compared.remarks(base, tokenizer):
+        tell("log", remark)
     if plan.values["apply_early_stopping"] and not held_out:
         tell("log", "apply_early_stopping does nothing: there are no validation rows")
     return _Run(
@@ -224,11 +224,11 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
         plan=plan,
         base=base,
         model=model,
+        learner=open_learner(model, pad_id=tokenizer.eos_id),
         optimizer=make_optimizer(model, plan),
         rate=rate,
         rows=rows,
         held_out=held_out,
-        pad_id=tokenizer.eos_id,
         tell=tell,
     )
 
@@ -275,12 +275,11 @@ def _step(run: _Run) -> None:
 def _update(run: _Run) -> Update:
     with run.products:
         return update(
-            run.model,
+            run.learner,
             run.optimizer,
             halved(micro_batches(run.rows, run.plan, run.step), run.halvings),
             rate=run.rate(run.step),
             ceiling=float(run.values["max_grad_norm"]),
-            pad_id=run.pad_id,
         )
 
 
@@ -353,8 +352,7 @@ def _judge(run: _Run, loss: float, accuracy: float) -> None:
 def _evaluate(run: _Run) -> tuple[float, float]:
     batch = int(run.values["per_device_eval_batch_size"])
     with run.products:
-        loss, accuracy = measure(run.model, run.held_out, pad_id=run.pad_id, batch=batch)
-    run.model.train()
+        loss, accuracy = run.learner.measure(run.held_out, batch=batch)
     words = f"step {run.step}/{run.steps}  validation loss {loss:.4f}"
     data = {"step": run.step, "max_steps": run.steps, "epoch": run.epoch, "eval_loss": loss}
     if run.keep_epochs:
@@ -440,8 +438,9 @@ def _write_whole(run: _Run, model: Any) -> None:
     staged = run.dir.path / "merged.new"
     checkpoints.clear(staged)
     adapters.save(model, staged)
+    whole = tokenizers.whole(run.base.folder, model=run.base.model)
     for name in bases.TOKENIZER_FILES:
-        if (source := run.base.folder / name).exists():
+        if (source := whole / name).exists():
             (staged / name).write_bytes(source.read_bytes())
     checkpoints.publish(staged, run.dir.merged)
     run.tell("log", f"the whole model written to {run.dir.merged.name}/")

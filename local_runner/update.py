@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from local_runner.evaluate import answer_logits, pad
 from maas_client.errors import MaasError, PlanError
 from maas_client.plan import Plan, batch_size, learning_rate
 
 if TYPE_CHECKING:
-    from peft import PeftModel
 
     from local_runner.data import Example
+    from local_runner.learning import Learner
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,37 +86,27 @@ def rates(plan: Plan, steps: int) -> Callable[[int], float]:
 
 
 def update(
-    model: PeftModel,
+    learner: Learner,
     optimizer: torch.optim.Optimizer,
     batches: Sequence[Sequence[Example]],
     *,
     rate: float,
     ceiling: float,
-    pad_id: int,
 ) -> Update:
     """One step of the optimizer.
 
     Args:
-        model: in training mode.
+        learner: over the model and its adapter.
         optimizer: over the adapter's weights.
         batches: the step's rows, in the forward passes that they take.
         rate: the learning rate.
         ceiling: gradients are clipped to this norm; 0 turns it off.
-        pad_id: fills up shorter rows.
 
     Raises:
         MaasError: the loss is no number any more.
     """
     answers = sum(sum(row.trained[1:]) for batch in batches for row in batch)
-    total, right = 0.0, 0
-    for batch in batches:
-        logits, targets = answer_logits(model, pad(batch, pad_id))
-        # Mean over answer tokens in the whole step, not mean of micro-batch means:
-        # short answers would otherwise weigh more.
-        loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / answers
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.item()
-        right += int((logits.detach().argmax(-1) == targets).sum())
+    total, right = learner.learn(batches, answers)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(weights, ceiling or math.inf).item()
     if not (math.isfinite(total) and math.isfinite(norm)):

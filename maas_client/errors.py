@@ -135,6 +135,9 @@ class TargetError(MaasError):
 class AuthError(TargetError):
     """Not logged in, or not allowed."""
 
+    challenge: str = ""
+    """The `WWW-Authenticate` header of the answer: how the service wants to be asked."""
+
 
 class NotFoundError(TargetError):
     """No such job, model or endpoint."""

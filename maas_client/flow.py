@@ -32,6 +32,7 @@ from maas_client.serving import Chat, EndpointLine, LocalLine
 from maas_client.settings import (
     AzureMLSettings,
     FoundrySettings,
+    KaitoSettings,
     LocalSettings,
     TargetSettings,
     find_target,
@@ -43,18 +44,26 @@ from maas_client.spec.loading import load_job
 from maas_client.spec.rundir import RunDir, read_json
 from maas_client.spec.tables import format_of
 from maas_client.targets import runner
-from maas_client.targets.base import HostingTarget, KeyedTarget, Target
+from maas_client.targets.base import HostingTarget, KeyedTarget, ManifestTarget, Target
 from maas_client.targets.local import LocalTarget
 
 OnEvent = Callable[[Event], None]
 
 
-def open_target(target: str | TargetSettings = "local", *, engine: str = "train") -> Target:
+def open_target(
+    target: str | TargetSettings = "local",
+    *,
+    engine: str = "train",
+    mlflow: str | None = None,
+    tensorboard: str | Path | None = None,
+) -> Target:
     """The target of that name in the settings.
 
     Args:
         target: a name from `maas targets list`, or settings made in code.
         engine: `train`, or `simulate` for a local run that trains nothing.
+        mlflow: where a local run is logged while it goes on; `track` logs any other one afterwards.
+        tensorboard: the folder that a local run writes TensorBoard files under.
 
     Raises:
         SettingsError: there is no such target.
@@ -62,7 +71,9 @@ def open_target(target: str | TargetSettings = "local", *, engine: str = "train"
     settings = find_target(target) if isinstance(target, str) else target
     match settings:
         case LocalSettings():
-            return LocalTarget(settings, engine=engine)
+            folder = settings.tensorboard if tensorboard is None else str(tensorboard)
+            place = replace(settings, mlflow=mlflow or settings.mlflow, tensorboard=folder)
+            return LocalTarget(place, engine=engine)
         case AzureMLSettings():
             from maas_client.targets.azure_ml import AzureMLTarget  # not everyone has it
 
@@ -71,6 +82,29 @@ def open_target(target: str | TargetSettings = "local", *, engine: str = "train"
             from maas_client.targets.foundry import FoundryTarget  # the same
 
             return FoundryTarget(settings)
+        case KaitoSettings():
+            from maas_client.targets.kaito import KaitoTarget  # the same
+
+            return KaitoTarget(settings)
+
+
+def track(
+    run: RunDir, *, mlflow: str | None = None, tensorboard: str | Path | None = None
+) -> list[str]:
+    """Log a run that has ended, wherever it ran, to MLflow or TensorBoard; where it can be seen.
+
+    Args:
+        run: its directory, as `collect` returns it.
+        mlflow: a tracking server, or `sqlite:///file.db`; without it MLFLOW_TRACKING_URI.
+        tensorboard: the folder that gets a folder with event files.
+
+    Raises:
+        RunnerError: the place cannot be reached, nothing was named, or what it needs is not installed.
+    """
+    runner.require("yaml", extra="train")
+    to = (("--mlflow", mlflow), ("--tensorboard", tensorboard))
+    words = [word for key, value in to if value for word in (key, str(value))]
+    return list(runner.ask("track", str(run.path), *words)["tracked"])
 
 
 def plan_job(
@@ -153,6 +187,23 @@ def submit(ready: Plan, target: Target, *, new: bool = False) -> JobHandle:
             journal, entry, lambda known: _found_or_sent(ready, target, known, is_own=is_own)
         )
     return JobHandle(target, job.id, found)
+
+
+def manifest(ready: Plan, target: Target, *, server: bool = False) -> str:
+    """What `submit` would apply to a cluster, as YAML; with `server`, the cluster is asked about it.
+
+    Raises:
+        TargetError: the target's jobs are no manifests; or the cluster would refuse it.
+    """
+    if not isinstance(target, ManifestTarget):
+        raise TargetError(
+            f"{target.name} has no manifests to show",
+            hint="`maas plan` shows what will happen; --dry-run is for Kaito.",
+        )
+    key = submissions.digest({"target": target.identity, **ready.meaning})
+    name = _name(ready.job, submissions.Entry(key, "refused"))
+    named = ready.job.model_copy(update={"name": name})
+    return target.manifest(replace(ready, job=named, key=key), server=server)
 
 
 def run(

@@ -46,6 +46,11 @@ class BaseInfo:
     """sha256 over the weights."""
     stand_in: bool = False
     """Whether it is another model than the job names."""
+    remarks: tuple[str, ...] = ()
+    """What its tokenizer has that the catalogue's model has not."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "remarks", tuple(self.remarks))  # JSON has lists
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -225,6 +230,7 @@ def make_plan(
         warnings=(
             *limits.warnings,
             *stand_in,
+            *(base.remarks if base else ()),
             *_value_warnings(resolved),
             *_data_warnings("training_data", training),
             *_data_warnings("validation_data", validation),
@@ -424,7 +430,9 @@ def _data_problems(name: str, data: DataPlan | None, limits: Limits) -> list[Pro
     if report.bytes > limits.max_bytes:
         problems.append(
             Problem(
-                f"{name}: {report.bytes:,} bytes; at most {limits.max_bytes:,}", code="too_large"
+                f"{name}: {report.bytes:,} bytes; at most {limits.max_bytes:,}",
+                hint=limits.size_hint,
+                code="too_large",
             )
         )
     return problems

@@ -8,7 +8,7 @@ Sources, the later ones winning for a name given twice:
     environment           azure: AZURE_SUBSCRIPTION_ID, AZURE_RESOURCE_GROUP, AZUREML_WORKSPACE_NAME
                           foundry: AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_API_KEY, or
                           OPENAI_API_KEY, with OPENAI_BASE_URL where it is not OpenAI's own
-    maas.toml             [targets.NAME] with kind = "local" | "azure_ml" | "foundry"
+    maas.toml             [targets.NAME] with kind = "local" | "azure_ml" | "foundry" | "kaito"
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ class LocalSettings:
     """Folder in which each job gets its run directory; relative to the working directory."""
     base: str | None = None
     """Default for `--base`."""
+    mlflow: str | None = None
+    """Default for `--mlflow`: the MLflow that runs are logged to; MLFLOW_TRACKING_URI says the same."""
+    tensorboard: str | None = None
+    """Default for `--tensorboard`: the folder that runs write TensorBoard files under."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,35 @@ class FoundrySettings:
         return {"api-key": key} if self.is_azure else {"Authorization": f"Bearer {key}"}
 
 
-TargetSettings = LocalSettings | AzureMLSettings | FoundrySettings
+@dataclass(frozen=True, slots=True)
+class KaitoSettings:
+    """A Kubernetes cluster with Kaito, and how a job's rows and adapter get to and from it."""
+
+    name: str
+    namespace: str = "default"
+    kubeconfig: str | None = None
+    """KUBECONFIG or ~/.kube/config without it; inside a cluster, the pod's own account."""
+    context: str | None = None
+    """The current one of the kubeconfig without it."""
+    instance_type: str = "Standard_NC24ads_A100_v4"
+    """Size of the node that Kaito is to bring; empty where the cluster has its own GPU nodes."""
+    node_selector: str = "apps=maas-finetune"
+    """Labels of the nodes, `key=value` with commas between. Kaito gives them to the nodes it brings."""
+    output_image: str | None = None
+    """`registry/repository` that adapters are pushed to, each under its job's name as the tag."""
+    output_secret: str | None = None
+    """Secret of type kubernetes.io/dockerconfigjson that may push there."""
+    output_claim: str | None = None
+    """PersistentVolumeClaim that the adapter is written to, instead of an image."""
+    data_claim: str | None = None
+    """PersistentVolumeClaim that holds the training rows under the job file's file name."""
+    data_image: str | None = None
+    """Image that holds them in its folder /data."""
+    data_secret: str | None = None
+    """Secret that may pull it."""
+
+
+TargetSettings = LocalSettings | AzureMLSettings | FoundrySettings | KaitoSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +251,10 @@ def find_target(name: str, folder: Path | None = None) -> TargetSettings:
         hint += (
             "Set AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_API_KEY (or OPENAI_API_KEY), or add "
             f'[targets.foundry] with kind = "foundry" and endpoint to {SETTINGS_FILE}.'
+        )
+    elif name == "kaito":
+        hint += (
+            f'Add [targets.kaito] with kind = "kaito" to {SETTINGS_FILE}; docs/kaito.md shows it.'
         )
     else:
         hint += f"Add [targets.{name}] to {SETTINGS_FILE}."
@@ -312,6 +348,7 @@ _KINDS: Mapping[str, type[TargetSettings]] = {
     "local": LocalSettings,
     "azure_ml": AzureMLSettings,
     "foundry": FoundrySettings,
+    "kaito": KaitoSettings,
 }
 _NEVER_IN_A_FILE = frozenset({"name", "identity_header", "api_key"})
 

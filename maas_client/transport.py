@@ -75,6 +75,7 @@ class Transport:
             system's. httpx ignores REQUESTS_CA_BUNDLE, so the file is given as an SSLContext.
         timeout: seconds that the service may be silent.
         budget: seconds that all tries of one request may take together, answers included.
+        follow_redirects: go where an answer points; secrets are shown to no other host.
         transport: a stand-in for the network, for tests.
     """
 
@@ -86,6 +87,7 @@ class Transport:
         ca: str | None = None,
         timeout: float = 120.0,
         budget: float = 60.0,
+        follow_redirects: bool = False,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         import httpx  # a sixth of a second that `maas --help` need not pay
@@ -100,6 +102,7 @@ class Transport:
             headers=dict(headers or {}),
             verify=context,
             timeout=timeout,
+            follow_redirects=follow_redirects,
             transport=transport,
         )
 
@@ -235,12 +238,15 @@ class Transport:
         if again == "never" and (status >= 500 or status == 408):
             kind = AmbiguousError
         ids = (response.headers.get(name) for name in _REQUEST_IDS)
-        return kind(
+        error = kind(
             self._redact(message),
             status=status,
             code=self._redact(code),
             request_id=next((found for found in ids if found), ""),
         )
+        if isinstance(error, AuthError):
+            error.challenge = response.headers.get("www-authenticate", "")
+        return error
 
     def _when(self, response: httpx.Response, again: Again) -> bool | float:
         """Whether to ask again, or in how many seconds, where the service says so."""

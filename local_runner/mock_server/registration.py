@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from local_runner import mlmodel
 from local_runner.mock_server.errors import user_error
 from local_runner.mock_server.openai import outcomes
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import ARTIFACT_STORE, BLOB_STORE, Site, Twin
-from maas_client.spec.rundir import RunDir
-
-_RECORDS = (
-    "job.yaml",
-    "plan.json",
-    "manifest.json",
-    "metrics.jsonl",
-    "events.jsonl",
-    "status.json",
-)
+from maas_client.plan import plan_from_json
+from maas_client.spec.rundir import RunDir, read_json
 
 
 def publish(twin: Twin, job: Body, run: RunDir) -> None:
     """Copy the run's files to the workspace's storage and register the model. Can be done twice."""
     artifacts = twin.site.container(ARTIFACT_STORE)
-    for name in _RECORDS:
-        if (run.path / name).exists():
-            target = f"ExperimentRun/dcid.{job['name']}/outputs/{name}"
-            twin.blobs.put_file(artifacts, target, run.path / name)
+    for file in run.records():
+        twin.blobs.put_file(
+            artifacts, f"ExperimentRun/dcid.{job['name']}/outputs/{file.name}", file
+        )
     for name, kind in (job["pipeline"]["bound"] if "pipeline" in job else {}).items():
         if kind == "mlflow_model_folder":
             _put_model(twin, job, run, output_place(job["name"], name))
@@ -58,9 +50,13 @@ def store_uri(site: Site, datastore: str, path: str) -> str:
 
 def _put_model(twin: Twin, job: Body, run: RunDir, prefix: str) -> None:
     container = twin.site.container(BLOB_STORE)
-    twin.blobs.put(container, f"{prefix}MLmodel", _mlmodel(job).encode())
-    _put_folder(twin, run.adapter, f"{prefix}data/model/")
-    _put_folder(twin, run.merged, f"{prefix}data/merged/")
+    said = mlmodel.texts(
+        run, plan_from_json(read_json(run.plan_file)), run_id=job["name"], created=job["created"]
+    )
+    for place, text in said.items():
+        twin.blobs.put(container, f"{prefix}{place}", text.encode())
+    _put_folder(twin, run.adapter, f"{prefix}{mlmodel.ADAPTER}/")
+    _put_folder(twin, run.merged, f"{prefix}{mlmodel.MERGED}/")
 
 
 def _put_folder(twin: Twin, folder: Path, prefix: str) -> None:
@@ -98,7 +94,12 @@ def _model(twin: Twin, job: Body, run: RunDir, prefix: str) -> dict[str, Any]:
             "modelUri": store_uri(twin.site, BLOB_STORE, prefix),
             "jobName": job["name"],
             "description": None,
-            "flavors": {"maas_finetune": {"model_data": "data/model", "task": job["spec"]["task"]}},
+            "flavors": flavors(
+                {
+                    "python_function": {"loader_module": mlmodel.LOADER, "data": mlmodel.DATA},
+                    "maas_finetune": {"model_data": mlmodel.ADAPTER, "task": job["spec"]["task"]},
+                }
+            ),
             "stage": None,
             "isAnonymous": False,
             "tags": {"task": job["spec"]["task"].replace("_", "-")},
@@ -114,27 +115,13 @@ def _model(twin: Twin, job: Body, run: RunDir, prefix: str) -> dict[str, Any]:
     }
 
 
-def _mlmodel(job: Body) -> str:
-    """The folder's description; the adapter lies under data/model in PEFT's layout."""
-    description = {
-        "artifact_path": "registered_model",
-        "flavors": {
-            "maas_finetune": {
-                "model_data": "data/model",
-                "format": "peft",
-                "base_model": job["spec"]["model"]["path"],
-                "task": job["spec"]["task"],
-            }
-        },
-        "run_id": job["name"],
-        "utc_time_created": job["created"],
-        # Whoever registers this folder again shall know what it is.
-        "metadata": {
-            "mockTrainedOn": job.get("base", ""),
-            "mockSimulated": str(bool(job.get("simulated"))).lower(),
-        },
+def flavors(described: Mapping[str, Any]) -> dict[str, Any]:
+    """An MLmodel file's flavours as the wire has them: texts under `data`."""
+    return {
+        name: {"data": {key: str(value) for key, value in facts.items()}}
+        for name, facts in described.items()
+        if isinstance(facts, Mapping)
     }
-    return yaml.safe_dump(description, sort_keys=False)
 
 
 def adapter_of(twin: Twin, model: Body) -> Path | None:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _BASES = {"tiny": tiny, "tiny-phi-3-small": tiny_small}
 """Random models that are made on first use, by the word that `--base` takes."""
-_IDENTITY = ("config.json", *TOKENIZER_FILES)
+_IDENTITY = ("config.json", *TOKENIZER_FILES, "*.tiktoken")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,8 @@ class Base:
     info: BaseInfo
     name: str
     """What an adapter says that it belongs to; the same on every machine."""
+    model: str = ""
+    """The job's model: it says what the folder's tokenizer lacks."""
 
 
 def resolve(base: str | None, *, model: str) -> Base:
@@ -47,6 +49,10 @@ def resolve(base: str | None, *, model: str) -> Base:
     Raises:
         BaseModelError: there are none; the message names `--base stand-in`.
     """
+    return replace(_found(base, model), model=model)
+
+
+def _found(base: str | None, model: str) -> Base:
     if base == "stand-in":
         folder = stand_in.install()
         return _base(folder, "stand-in", stand_in.LABEL, stand_in.NAME, stand_in=True)

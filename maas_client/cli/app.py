@@ -10,7 +10,18 @@ from typing import Annotated
 import typer
 
 from maas_client.cli import files, hosting, jobs, parcels, render
-from maas_client.cli.options import Base, JobFile, Json, Name, New, Simulate, TargetName
+from maas_client.cli.options import (
+    Base,
+    DryRun,
+    JobFile,
+    Json,
+    MLflow,
+    Name,
+    New,
+    Simulate,
+    TargetName,
+    TensorBoard,
+)
 
 app = typer.Typer(
     help="Fine-tune Phi models: one job file for Azure ML, its offline twin, and this machine.",
@@ -90,6 +101,8 @@ def run(
     name: Name = None,
     new: New = False,
     simulate: Simulate = False,
+    mlflow: MLflow = None,
+    tensorboard: TensorBoard = None,
     as_json: Json = False,
 ) -> None:
     """Submit a job, follow it, and download what it left.
@@ -98,7 +111,8 @@ def run(
     """
     from maas_client import flow
 
-    place = flow.open_target(target, engine="simulate" if simulate else "train")
+    engine = "simulate" if simulate else "train"
+    place = flow.open_target(target, engine=engine, mlflow=mlflow, tensorboard=tensorboard)
     ready = flow.plan_job(job_file, place, base=base, name=name)
     render.plan_brief(ready, as_json=as_json)
     with parcels.uploads(place, as_json=as_json):
@@ -107,8 +121,26 @@ def run(
     with_base = f" --base {base}" if base else ""
     again = f"maas run {job_file} --target {target}{with_base} --name {handle.id}"
     jobs.follow_to_the_end(handle, as_json=as_json, again=again)
-    render.run_dir(flow.collect(handle, out), as_json=as_json)
+    files = flow.collect(handle, out)
+    if (mlflow or tensorboard) and not files.tracking_file.exists():  # it ran elsewhere
+        flow.track(files, mlflow=mlflow, tensorboard=tensorboard)
+    render.run_dir(files, as_json=as_json)
     place.close()
+
+
+@app.command()
+def track(
+    run: Annotated[Path, typer.Argument(help="A run directory, of this machine or downloaded.")],
+    mlflow: MLflow = None,
+    tensorboard: TensorBoard = None,
+    as_json: Json = False,
+) -> None:
+    """Log a run that has ended to MLflow or TensorBoard: parameters, metrics, files, model."""
+    from maas_client import flow
+    from maas_client.spec.rundir import RunDir
+
+    places = flow.track(RunDir(run.resolve()), mlflow=mlflow, tensorboard=tensorboard)
+    render.tracked(places, as_json=as_json)
 
 
 @app.command()
@@ -119,6 +151,7 @@ def submit(
     name: Name = None,
     new: New = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
+    dry_run: DryRun = None,
     as_json: Json = False,
 ) -> int:
     """Start a job, once. With --wait, the exit code is the job's.
@@ -130,6 +163,10 @@ def submit(
 
     place = flow.open_target(target)
     ready = flow.plan_job(job_file, place, base=base, name=name)
+    if dry_run is not None:
+        render.line(flow.manifest(ready, place, server=dry_run == "server").rstrip())
+        place.close()
+        return 0
     render.plan_brief(ready, as_json=as_json)
     with parcels.uploads(place, as_json=as_json):
         handle = flow.submit(ready, place, new=new)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -42,8 +42,23 @@ Name = Annotated[str | None, typer.Option("--name", help="The job's name, instea
 New = Annotated[
     bool, typer.Option("--new", help="Make another job, though the same was submitted before.")
 ]
+DryRun = Annotated[
+    Literal["client", "server"] | None,
+    typer.Option(
+        "--dry-run",
+        help="Kaito only: print the manifests and apply nothing; `server` asks the cluster, too.",
+    ),
+]
 JobFile = Annotated[Path, typer.Argument(help="Azure ML's fine-tuning YAML.")]
 Simulate = Annotated[
     bool,
     typer.Option("--simulate", help="Local only: the same files in a second, nothing trained."),
+]
+MLflow = Annotated[
+    str | None,
+    typer.Option("--mlflow", help="Log the run to this MLflow: http://…, or sqlite:///file.db."),
+]
+TensorBoard = Annotated[
+    Path | None,
+    typer.Option("--tensorboard", help="Write TensorBoard files under this folder."),
 ]

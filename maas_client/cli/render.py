@@ -44,6 +44,11 @@ def hint(text: str, *, as_json: bool) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def warning(text: str) -> None:
+    """A sentence on stderr, where JSON is not."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
 def error(problem: MaasError, *, as_json: bool) -> None:
     """A failure, with every fault and the next step."""
     if as_json:
@@ -173,9 +178,21 @@ def event(entry: Event, *, as_json: bool) -> None:
 
 def run_dir(run: RunDir, *, as_json: bool) -> None:
     if as_json:
-        _json({"run_dir": str(run.path), "adapter": str(run.adapter)})
+        _json({"run_dir": str(run.path), "adapter": str(run.adapter), "tracking": run.tracking()})
         return
     line(f"files: {run.path}")
+    for place in run.tracking().get("places", ()):
+        line(f"tracked: {place}")
+    if trouble := run.tracking().get("trouble"):
+        warning(f"{trouble}; `maas track {run.path}` tells it again")
+
+
+def tracked(places: Sequence[str], *, as_json: bool) -> None:
+    if as_json:
+        _json({"tracked": list(places)})
+        return
+    for place in places:
+        line(f"tracked: {place}")
 
 
 def evaluation(losses: Mapping[str, Any], *, as_json: bool) -> None:
@@ -267,6 +284,10 @@ def targets(found: Mapping[str, TargetSettings], *, as_json: bool) -> None:
     for name, row in rows.items():
         if "runs" in row:
             table.add_row(name, "local", row["runs"])
+        elif "namespace" in row:
+            table.add_row(
+                name, "kaito", f"{row['context'] or 'current context'}/{row['namespace']}"
+            )
         elif "endpoint" in row:
             table.add_row(name, "foundry", row["endpoint"])
         else:

@@ -122,6 +122,8 @@ class Limits:
     formats: tuple[str, ...] = ("jsonl",)
     """How rows may be written; what is written otherwise is made JSONL before it is sent."""
     max_bytes: int = dataset.MAX_BYTES
+    size_hint: str = ""
+    """What to do about rows that are more."""
     min_rows: int = 1
     needs_local_data: bool = False
     needs_output_name: bool = False

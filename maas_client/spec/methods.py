@@ -111,7 +111,9 @@ def read_together(
 
 
 def _unused(method: str, values: Mapping[str, Value | None]) -> dict[str, str]:
-    unused = dict.fromkeys(_KNOBS_OF_METHODS - METHODS[method].knobs - {"use_dora"}, f"{method} has none")
+    unused = dict.fromkeys(
+        _KNOBS_OF_METHODS - METHODS[method].knobs - {"use_dora"}, f"{method} has none"
+    )
     if not values["load_in_4bit"]:
         unused |= dict.fromkeys(_FOUR_BIT, "it is of load_in_4bit, which is off")
     if values["optim"] in ("sgd", "adafactor"):

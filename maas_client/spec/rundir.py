@@ -15,6 +15,7 @@
       merged/           the whole model with what was trained in it: where asked for, or where all of it was
       manifest.json     digest of every input and output
       origin.json       which hosted job this was downloaded from
+      tracking.json     where else its numbers went
 
 Files are written whole or not at all (write, fsync, rename); a reader ignores a half-written last
 line. The runner writes, everyone reads.
@@ -118,6 +119,19 @@ class RunDir:
     def origin_file(self) -> Path:
         return self.path / "origin.json"
 
+    @property
+    def tracking_file(self) -> Path:
+        return self.path / "tracking.json"
+
+    def tracking(self) -> dict[str, Any]:
+        """Where else the run's numbers went: `places`, and `trouble` where that failed."""
+        return read_json(self.tracking_file) if self.tracking_file.exists() else {}
+
+    def records(self) -> list[Path]:
+        """The small files that say what was asked for and what came of it; those that are there."""
+        files = (self.job_file, self.plan_file, self.manifest_file, self.metrics_file)
+        return [f for f in (*files, self.events_file, self.status_file) if f.exists()]
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
 
@@ -136,6 +150,10 @@ class RunDir:
 
     def epoch(self, number: int) -> Path:
         return self.checkpoints / f"epoch-{number:03d}"
+
+    def has_model(self) -> bool:
+        """Whether an adapter, or a merged model, is there."""
+        return self.adapter.is_dir() or self.merged.is_dir()
 
     def epochs(self) -> list[int]:
         """Epochs whose adapter is there whole, oldest first."""

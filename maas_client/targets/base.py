@@ -32,8 +32,10 @@ class Target(Protocol):
     """Where a job runs. Errors are `TargetError`s, or `RunnerError`s for the local runner."""
 
     name: str
-    identity: str
-    """What stays the same where the target is called something else: two are the same place."""
+
+    @property
+    def identity(self) -> str:
+        """What stays the same where the target is called something else: two are the same place."""
 
     def limits(self, job: FineTuningJob) -> Limits:
         """What this target accepts for the job's model. Asks no network where it can."""
@@ -73,6 +75,14 @@ class KeyedTarget(Protocol):
 
     def find(self, key: str) -> Job | None:
         """The job that was submitted with the plan of this key, if there is one."""
+
+
+@runtime_checkable
+class ManifestTarget(Protocol):
+    """A target whose jobs are files that could be applied by hand."""
+
+    def manifest(self, plan: Plan, *, server: bool) -> str:
+        """What `submit` would apply, as YAML; with `server`, after asking what the target says to it."""
 
 
 @runtime_checkable

@@ -51,6 +51,8 @@ class LocalTarget:
         self.engine = engine
         self.identity = f"local {self.runs} {engine}"
         self.base = settings.base
+        to = (("--mlflow", settings.mlflow), ("--tensorboard", settings.tensorboard))
+        self._tracking = [word for key, value in to if value for word in (key, value)]
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def limits(self, job: FineTuningJob) -> Limits:
@@ -90,7 +92,8 @@ class LocalTarget:
         write_json(run.plan_file, plan.to_json())
         run.cancel_file.unlink(missing_ok=True)
         run.write_status(RunStatus(JobStatus.QUEUED, base=plan.base.label if plan.base else ""))
-        child = runner.spawn((self.engine, "--quiet", str(run.path)), log=run.log_file)
+        words = (self.engine, "--quiet", *self._tracking, str(run.path))
+        child = runner.spawn(words, log=run.log_file)
         self._children[plan.job.name] = child
         run.note_process(child.pid)
         return self.get(plan.job.name)

@@ -246,7 +246,10 @@ bodies = {
         "params": {},
     },
     "text": {"input_data": "Where is the tap?"},
-    "texts": {"input_data": ["Where is the tap?"], "params": {"max_new_tokens": 20}},
+    "texts": {
+        "input_data": ["Where is the tap?"],
+        "params": {"max_new_tokens": 20, "do_sample": False},
+    },
 }
 request = FOLDER / "sample_score.json"
 seen["answers"] = {}

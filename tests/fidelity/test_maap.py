@@ -309,6 +309,7 @@ def test_a_model_that_is_deployed_cannot_be_deleted(
     assert client.delete(f"/models/{MODEL}/versions/1732000000").status_code == 200
 
 
+@pytest.mark.filterwarnings("ignore")  # MLflow warns of its own parts
 def test_a_pipeline_really_trains_and_its_endpoint_really_answers(
     rows: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -325,3 +326,8 @@ def test_a_pipeline_really_trains_and_its_endpoint_really_answers(
     assert "SIMULATED" not in json.dumps(seen["answers"])
     merged = f"model/{MODEL}/trained_model/data/merged/model.safetensors"
     assert merged in seen["files"]  # what the component does unless it is told not to
+    import mlflow
+
+    folder = tmp_path / "model" / MODEL / "trained_model"
+    loaded = mlflow.pyfunc.load_model(str(folder))  # the registered model, as MLflow takes it
+    assert loaded.predict(["Where is the tap?"], {"max_tokens": 20}) == seen["answers"]["texts"]

@@ -9,10 +9,11 @@ import pytest
 from local_runner.mock_server.doors import component_door, pipeline_shape, pipelines
 from local_runner.mock_server.doors.managed import compute_name
 from local_runner.mock_server.doors.questions import scored
-from local_runner.mock_server.doors.sizes import SIZES, check_deployment, check_size, check_types
+from local_runner.mock_server.doors.sizes import check_deployment, check_size, check_types
 from local_runner.mock_server.errors import ServiceError
 from maas_client.spec import hyperparameters
 from maas_client.spec.catalog import ModelEntry, catalog, find_model
+from maas_client.spec.sizes import SIZES
 
 TURN = {"role": "user", "content": "Hello?"}
 

@@ -34,8 +34,9 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
         "The MLflow tracking plane is not served.",
     ),
     "Models and endpoints": (
-        "The registered model holds a PEFT adapter under `data/model/` and a small `MLmodel` file of our "
-        "own flavour.",
+        "The registered model holds a PEFT adapter under `data/model/`; its `MLmodel` has a "
+        "`python_function` flavour whose loader is ours (`local_runner.pyfunc`), and one of our own. The "
+        "service's has others.",
         "Two bases are in memory at most, and a third takes the place of the one that was asked longest ago, "
         "as soon as nobody listens to it; an endpoint whose base is not loaded is still `Online`, and its "
         "next answer takes as long as loading does. Up to 32 questions to a base are answered at once, "

@@ -7,12 +7,13 @@ from typing import Any
 
 from local_runner.mock_server.credentials import TENANT
 from local_runner.mock_server.doors.managed import compute_name, find_compute
-from local_runner.mock_server.doors.sizes import SIZES, Size, find_size
+from local_runner.mock_server.doors.sizes import find_size
 from local_runner.mock_server.errors import ServiceError, conflict, user_error
 from local_runner.mock_server.lifecycle import LIVE
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import LRO_PACE, WORKSPACE, Twin, system_data
 from local_runner.mock_server.wire import Call, Reply, Route, part
+from maas_client.spec.sizes import SIZES, Size
 
 _NAME = re.compile(r"[a-zA-Z](?!.*--)[a-zA-Z0-9-]{0,30}[a-zA-Z0-9]")
 _LOCATION = "/subscriptions/{sub}/providers/Microsoft.MachineLearningServices/locations/{region}"

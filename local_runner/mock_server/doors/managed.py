@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from local_runner.mock_server.doors.sizes import SIZES, check_size, check_types
+from local_runner.mock_server.doors.sizes import check_size, check_types
 from local_runner.mock_server.errors import ServiceError
 from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import Twin
 from maas_client.spec.catalog import ModelEntry
 from maas_client.spec.job import FineTuningJob
+from maas_client.spec.sizes import SIZES
 
 SERVERLESS = "serverless"
 """The compute of whoever names none."""

@@ -13,7 +13,7 @@ import yaml
 
 from local_runner.mock_server.doors import pipelines
 from local_runner.mock_server.errors import ServiceError, not_found, user_error
-from local_runner.mock_server.registration import output_place, store_uri
+from local_runner.mock_server.registration import flavors, output_place, store_uri
 from local_runner.mock_server.runs import artifacts
 from local_runner.mock_server.storage.blobs import Blob
 from local_runner.mock_server.store import Body
@@ -92,7 +92,7 @@ def make(twin: Twin, name: str, version: str, given: dict[str, Any]) -> Body:
             "modelUri": store_uri(twin.site, place.datastore, place.path),
             "jobName": place.job,
             "description": given.get("description"),
-            "flavors": described.get("flavors") or {},
+            "flavors": flavors(said) if isinstance(said := described.get("flavors"), dict) else {},
             "stage": given.get("stage"),
             "isAnonymous": given.get("isAnonymous") is True,
             "tags": given.get("tags") or {},
@@ -193,7 +193,10 @@ def _marks(described: dict[str, Any]) -> dict[str, str]:
     """What really made the weights, as the twin wrote it."""
     metadata = described.get("metadata")
     marks = metadata if isinstance(metadata, dict) else {}
-    return {key: str(marks.get(key, "")) for key in ("mockTrainedOn", "mockSimulated")}
+    return {
+        "mockTrainedOn": str(marks.get("trainedOn", "")),
+        "mockSimulated": str(marks.get("simulated", "")),
+    }
 
 
 def _keep(twin: Twin, files: list[Blob]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from local_runner.mock_server.doors import component_door, managed
-from local_runner.mock_server.doors.sizes import SIZES, Size, find_size
+from local_runner.mock_server.doors.sizes import find_size
 from local_runner.mock_server.errors import ServiceError, user_error
 from local_runner.mock_server.judge import Accepted, accept, read_job, take
 from local_runner.mock_server.store import Body
@@ -17,6 +17,7 @@ from local_runner.mock_server.twin import Twin
 from local_runner.mock_server.wire import part
 from maas_client.spec.catalog import find_model
 from maas_client.spec.hyperparameters import KNOBS, read
+from maas_client.spec.sizes import SIZES, Size
 
 _BINDING = re.compile(r"\$\{\{parent\.(inputs|outputs)\.([^}]+)\}\}")
 _COMPONENT = re.compile(

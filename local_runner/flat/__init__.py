@@ -1,0 +1,1 @@
+"""The fast way to train: rows end to end, one product a projection, nothing computed that no loss sees."""
