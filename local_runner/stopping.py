@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from local_runner.memory import is_out_of_memory
 from maas_client.errors import RunnerError
 
 
@@ -55,8 +56,3 @@ def in_our_words(error: Exception) -> Exception:
             "plan again.",
         )
     return RunnerError(text) if isinstance(error, OSError) else error
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation has failed."""
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)

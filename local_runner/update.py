@@ -16,7 +16,6 @@ from maas_client.errors import MaasError, PlanError
 from maas_client.plan import Plan, batch_size, learning_rate
 
 if TYPE_CHECKING:
-
     from local_runner.data import Example
     from local_runner.learning import Learner
 
@@ -53,14 +52,6 @@ def micro_batches(rows: Sequence[Example], plan: Plan, step: int) -> list[list[E
     width, size = rows_per_step(plan.values), batch_size(plan.values)
     chosen = [rows[i] for i in order[place * width : (place + 1) * width]]
     return [chosen[i : i + size] for i in range(0, len(chosen), size)]
-
-
-def halved(batches: list[list[Example]], times: int) -> list[list[Example]]:
-    """The same rows in smaller forward passes, each halved so often."""
-    for _ in range(times):
-        halves = [(rows[: (len(rows) + 1) // 2], rows[(len(rows) + 1) // 2 :]) for rows in batches]
-        batches = [half for pair in halves for half in pair if half]
-    return batches
 
 
 def rates(plan: Plan, steps: int) -> Callable[[int], float]:

@@ -90,7 +90,11 @@ def read_together(
         defaults: the model's.
         missing: packages that are not installed.
     """
-    written = {key: read(KNOBS[key], text) for key, text in given.items() if text is not None}
+    written = {
+        key: read(KNOBS[key], text)
+        for key, text in given.items()
+        if text is not None and key in KNOBS
+    }
     values: dict[str, Value | None] = {
         **{key: knob.default for key, knob in KNOBS.items()},
         **{key: read(KNOBS[key], text) for key, text in defaults.items() if key in KNOBS},
