@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from maas_client.spec.loading import dump_job, load_job
     from maas_client.spec.rundir import RunDir
     from maas_client.targets.base import Target
+    from maas_client.verifying import verify
 
 # Loaded when first used: a program that only reads a job file does not wait for the rest.
 _HOME = {
@@ -63,6 +64,7 @@ _HOME = {
     "hosting": "flow",
     "open_chat": "flow",
     "open_local_chat": "flow",
+    "verify": "verifying",
 }
 
 __all__ = [
@@ -90,6 +92,7 @@ __all__ = [
     "plan_job",
     "run",
     "submit",
+    "verify",
 ]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from maas_client.cli import files, hosting, jobs, parcels, render
+from maas_client.cli import files, hosting, jobs, parcels, render, verdicts
 from maas_client.cli.options import (
     Base,
     DryRun,
@@ -37,6 +37,7 @@ app.command()(jobs.follow)
 app.command()(hosting.deploy)
 app.command()(hosting.undeploy)
 app.command()(hosting.chat)
+app.command()(verdicts.verify)
 
 
 @app.command()

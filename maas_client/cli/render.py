@@ -34,6 +34,11 @@ def line(text: str) -> None:
     print(text, flush=True)
 
 
+def as_object(data: Any) -> None:
+    """A thing whole, for programs."""
+    _json(data)
+
+
 def done(text: str, *, as_json: bool) -> None:
     _json({"done": text}) if as_json else line(text)
 
