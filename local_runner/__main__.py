@@ -82,14 +82,19 @@ def _parser() -> argparse.ArgumentParser:
     made = verb("base", _base, "which weights --base names")
     _add_base(made)
     made = verb("count", _count, "count the tokens of a dataset")
-    _add_base(made)
-    _add_data(made)
+    _add_rendered(made)
     made.add_argument("--validation", type=Path, help="held-out rows, counted apart")
-    made = verb("evaluate", _evaluate, "the loss on a dataset")
+    made = verb("preview", _preview, "the tokens of some rows, and which of them are trained")
+    _add_rendered(made)
+    made.add_argument("--rows", type=int, default=3, help="how many")
+    made.add_argument("--line", type=int, default=1, help="from which line of the file on")
+    made = verb("evaluate", _evaluate, "loss and metrics on a dataset, or a benchmark")
     _add_base(made)
     _add_data(made)
     made.add_argument("--adapter", type=Path, action="append", default=[])
     made.add_argument("--with-base", action="store_true", help="the base alone, first")
+    made.add_argument("--benchmark", choices=("truthfulqa",), help="instead of a task")
+    made.add_argument("--prompt", choices=("chat", "qa"), default="chat", help="a benchmark's")
     made = verb("answer", _answer, "answer questions that come as JSON lines")
     _add_base(made)
     made = verb("stand-in", _stand_in, "bring the stand-in model")
@@ -107,6 +112,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", default="chat_completion")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--max-seq-length", type=int, default=-1)
+
+
+def _add_rendered(parser: argparse.ArgumentParser) -> None:
+    """Rows, and how they are put into tokens."""
+    _add_base(parser)
+    _add_data(parser)
+    parser.add_argument("--system-turns", choices=("refuse", "fold"), default="fold")
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -186,12 +198,12 @@ def _count(options: argparse.Namespace) -> int:
 
     base = bases.resolve(options.base, model=options.model)
     length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
-    tokenizer = data.ChatTokenizer(base.folder, model=base.model)
+    tokenizer = data.ChatTokenizer(base.folder, model=base.model, system_turns=options.system_turns)
 
     def tokens(file: Path | None) -> Mapping[str, Any] | None:
         if file is None:
             return None
-        rows = data.load_examples(tokenizer, file, max_length=length)
+        rows = data.load_examples(tokenizer, file, max_length=length, task=options.task)
         return data.count(rows, counted_by=f"the tokenizer of {base.info.label}").to_json()
 
     held_out = tokens(options.validation)
@@ -205,26 +217,45 @@ def _count(options: argparse.Namespace) -> int:
     return 0
 
 
+def _preview(options: argparse.Namespace) -> int:
+    from local_runner import data
+    from local_runner.models import base as bases
+    from local_runner.preview import preview
+
+    base = bases.resolve(options.base, model=options.model)
+    length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
+    tokenizer = data.ChatTokenizer(base.folder, model=base.model, system_turns=options.system_turns)
+    shown = preview(
+        tokenizer,
+        options.data,
+        task=options.task,
+        max_length=length,
+        count=options.rows,
+        line=options.line,
+    )
+    _print({"base": base.info.to_json(), "max_seq_length": length, "rows": shown})
+    return 0
+
+
 def _evaluate(options: argparse.Namespace) -> int:
-    from local_runner import adapters, data
-    from local_runner.evaluate import mean_loss
+    from local_runner.evaluation import measuring
     from local_runner.models import base as bases
 
     base = bases.resolve(options.base, model=options.model)
-    tokenizer = data.ChatTokenizer(base.folder, model=base.model)
-    length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
-    rows = data.load_examples(tokenizer, options.data, max_length=length)
-    model: Any = bases.load(base)
-    results: list[dict[str, Any]] = []
-    if options.with_base or not options.adapter:
-        results.append({"adapter": None, "loss": mean_loss(model, rows, pad_id=tokenizer.eos_id)})
-    for adapter in options.adapter:
-        adapted = adapters.open_on(model, adapter)
-        loss = mean_loss(adapted, rows, pad_id=tokenizer.eos_id)
-        results.append({"adapter": str(adapter), "loss": loss})
-        model = adapters.release(model, adapted)
-    tokens = data.count(rows, counted_by="").trained
-    _print({"rows": len(rows), "tokens": tokens, "base": base.info.label, "results": results})
+    folders = [*options.adapter]
+    if options.with_base or not folders:
+        folders.insert(0, None)
+    if options.benchmark:
+        found = measuring.on_truthfulqa(base, options.data, prompt=options.prompt, folders=folders)
+    else:
+        found = measuring.on_rows(
+            base,
+            options.data,
+            task=options.task,
+            folders=folders,
+            max_seq_length=options.max_seq_length,
+        )
+    _print(found)
     return 0
 
 

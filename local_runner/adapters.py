@@ -168,7 +168,10 @@ def check(model: Any, folder: Path) -> None:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     key = fit.misfit(base, config, shapes)
     if key is not None:
-        raise BaseModelError(f"{folder} is an adapter of another model: {key} does not fit")
+        whose = config.get("base_model_name_or_path") or "it does not say which"
+        raise BaseModelError(
+            f"{folder} is an adapter of another model ({whose}): {key} does not fit"
+        )
     if not shapes:
         raise BaseModelError(f"{folder} holds no tensors")
 

@@ -1,6 +1,6 @@
 """A process that answers: questions come as JSON lines, answers go as JSON lines, many at a time.
 
-    <- {"ready": true, "base": {…}}
+    <- {"ready": true, "base": {…}, "folds_system": false}
     -> {"id": "1", "adapter": null, "messages": […], "max_tokens": 48, "temperature": 0, …}
     -> {"id": "2", …}
     <- {"id": "1", "delta": "Hel"} … {"id": "2", "delta": "…"}
@@ -31,7 +31,8 @@ def serve(base: bases.Base, questions: TextIO, answers: TextIO) -> None:
     """Answer until the input ends."""
     answerer = Answerer(base)
     desk = _Desk(answerer, answers)
-    desk.write({"ready": True, "base": base.info.to_json()})
+    folds = not answerer.tokenizer.template.keeps_system
+    desk.write({"ready": True, "base": base.info.to_json(), "folds_system": folds})
     lines: SimpleQueue[str | None] = SimpleQueue()
     # The next question is read while the others are answered.
     threading.Thread(target=_read, args=(questions, lines), daemon=True).start()
@@ -78,16 +79,12 @@ class _Desk:
 
     def go_on(self) -> None:
         """One step, and what came of it."""
-        try:
-            self._answerer.step()
-        except Exception as error:  # noqa: BLE001 - no memory, say: those who asked hear of it, others may ask
-            for number, answer in list(self._open.items()):
-                self._answerer.drop(answer)
-                self._refuse(number, error)
-            self._open.clear()
+        self._answerer.step()
         for number, answer in list(self._open.items()):
             while answer.pieces:
                 self.write({"id": number} | _words(answer.pieces.popleft()))
+            if answer.fault is not None:
+                self._refuse(number, answer.fault)
             if answer.over:
                 del self._open[number]
 

@@ -92,6 +92,7 @@ class Batch:
                 [row.known for row in speaking],
                 chunks,
                 self._stack.over(loras),
+                limit=max(row.limit for row in self.rows),
             )
             for row in speaking:
                 row.known += 1

@@ -57,6 +57,8 @@ class Answer:
     over: bool = False
     tokens: Iterator[int] | None = None
     """Where they come from, where the batch does not make them."""
+    fault: Exception | None = None
+    """Why it broke off."""
 
 
 class Answerer:
@@ -106,6 +108,8 @@ class Answerer:
                     yield answer.pieces.popleft()
                 else:
                     self.step()
+            if answer.fault is not None:
+                raise answer.fault
         finally:
             self.drop(answer)
 
@@ -149,14 +153,23 @@ class Answerer:
             self._apart.append(answer)
 
     def step(self) -> None:
-        """Carry every answer on by a token; of those apart, the first."""
+        """Carry every answer on by a token; of those apart, the first. What fails ends its own."""
         if self.batch is not None and self._in_batch:
-            for row, token in self.batch.step():
+            try:
+                made = self.batch.step()
+            except Exception as error:  # noqa: BLE001 - no memory, say: each of them hears of it
+                made = []
+                for answer in list(self._in_batch.values()):
+                    self._break_off(answer, error)
+            for row, token in made:
                 self._hear(self._in_batch[row], token)
         if self._apart:
             answer = self._apart[0]
             assert answer.tokens is not None  # noqa: S101 - begin gave them
-            self._hear(answer, next(answer.tokens))
+            try:
+                self._hear(answer, next(answer.tokens))
+            except Exception as error:  # noqa: BLE001 - the same
+                self._break_off(answer, error)
 
     def drop(self, answer: Answer) -> None:
         """Make no more of it, and free what it holds."""
@@ -165,6 +178,10 @@ class Answerer:
             self.batch.leave(answer.row)
         elif answer in self._apart:
             self._apart.remove(answer)
+
+    def _break_off(self, answer: Answer, error: Exception) -> None:
+        answer.fault = error
+        self.drop(answer)
 
     def _hear(self, answer: Answer, token: int) -> None:
         answer.pieces.extend(answer.speech.hear(token))

@@ -92,6 +92,8 @@ class Lean:
         lengths: Sequence[int],
         chunks: Sequence[Chunk],
         low: LowRank | None,
+        *,
+        limit: int | None = None,
     ) -> Tensor:
         """One step: logits, [rows, vocabulary], of the rows that speak and then of the chunks' last tokens.
 
@@ -100,12 +102,13 @@ class Lean:
             lengths: how many tokens those rows remember.
             chunks: what is read in this step.
             low: the adapters.
+            limit: how long the longest of the rows may become; the context where it is not known.
         """
         ids, places = [*last], [*lengths]
         for chunk in chunks:
             ids += chunk.ids
             places += range(chunk.start, chunk.start + len(chunk.ids))
-        self.memory.reserve(len(last) + len(chunks), max(places) + 1)
+        self.memory.reserve(len(last) + len(chunks), max(places) + 1, limit or self.context)
         at = torch.tensor(places)
         cos, sin = self._cos[at], self._sin[at]
         attention = _Attention(self, at[: len(last)], chunks)
@@ -125,6 +128,10 @@ class Lean:
         )
 
 
+_WASTE = 4
+"""How many times what is needed may be kept, to be spared a copy."""
+
+
 class Memory:
     """Keys and values of all rows: a slot each, from its beginning; behind its end lies what was."""
 
@@ -139,18 +146,28 @@ class Memory:
         layers, two, _, groups, _, size = self._shape
         return layers * two * groups * size * self._dtype.itemsize
 
-    def reserve(self, slots: int, length: int) -> None:
-        """Make room; what there is stays."""
+    def reserve(self, slots: int, length: int, limit: int) -> None:
+        """Make room; what the rows have stays, and there is never more than rows of one step can fill.
+
+        Room that a crowd or a long text had is given back when other room is made, and when four times
+        what is needed would be kept.
+
+        Args:
+            slots: rows that there are.
+            length: tokens of the longest of them now.
+            limit: tokens that the longest of them may come to have.
+        """
         have, long = self.cells.shape[2], self.cells.shape[4]
-        if slots <= have and length <= long:
+        wasteful = have * long > _WASTE * slots * limit
+        if slots <= have and length <= long and not wasteful:
             return
         layers, two, _, groups, _, size = self._shape
-        # Slots that nobody is in are given back: what a crowd had is not kept beside a long text.
-        kept = min(have, slots)
-        length = max(long, length + length // 4 + 64) if length > long else long
+        room = long if length <= long <= limit else min(limit, length + length // 4 + 64)
+        room = max(room, length)
+        kept, filled = min(have, slots), min(long, room)
         # Zeros: what is masked is multiplied by zero all the same, and must be a number.
-        cells = torch.zeros(layers, two, slots, groups, length, size, dtype=self._dtype)
-        cells[:, :, :kept, :, :long] = self.cells[:, :, :kept]
+        cells = torch.zeros(layers, two, slots, groups, room, size, dtype=self._dtype)
+        cells[:, :, :kept, :, :filled] = self.cells[:, :, :kept, :, :filled]
         self.cells = cells
 
     def move(self, source: int, target: int, length: int) -> None:

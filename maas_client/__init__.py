@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maas_client.errors import MaasError
+    from maas_client.evaluation import evaluate
     from maas_client.flow import (
         collect,
         deploy,
@@ -65,6 +66,7 @@ _HOME = {
     "open_chat": "flow",
     "open_local_chat": "flow",
     "verify": "verifying",
+    "evaluate": "evaluation",
 }
 
 __all__ = [
@@ -84,6 +86,7 @@ __all__ = [
     "collect",
     "deploy",
     "dump_job",
+    "evaluate",
     "hosting",
     "load_job",
     "open_chat",

@@ -7,26 +7,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from maas_client import submissions
+from maas_client import planning, submissions
 from maas_client.errors import (
-    DatasetError,
     NotFoundError,
     RunDirError,
-    RunnerError,
     SpecError,
     TargetError,
 )
+from maas_client.evaluation import ended_run
 from maas_client.handle import JobHandle
 from maas_client.jobs import Endpoint, Event, Job, JobStatus
 from maas_client.plan import (
-    BaseInfo,
-    DataPlan,
     Plan,
-    TokenCount,
     make_plan,
-    plan_from_json,
 )
 from maas_client.serving import Chat, EndpointLine, LocalLine
 from maas_client.settings import (
@@ -37,14 +31,18 @@ from maas_client.settings import (
     TargetSettings,
     find_target,
 )
-from maas_client.spec.dataset import as_jsonl, check
-from maas_client.spec.job import NAME, DataInput, FineTuningJob
-from maas_client.spec.limits import Limits
+from maas_client.spec.job import NAME, FineTuningJob
 from maas_client.spec.loading import load_job
-from maas_client.spec.rundir import RunDir, read_json
-from maas_client.spec.tables import format_of
+from maas_client.spec.rundir import RunDir
+from maas_client.spec.weights import find_weights
 from maas_client.targets import runner
-from maas_client.targets.base import HostingTarget, KeyedTarget, ManifestTarget, Target
+from maas_client.targets.base import (
+    HostingTarget,
+    KeyedTarget,
+    ManifestTarget,
+    Target,
+    endpoint_name,
+)
 from maas_client.targets.local import LocalTarget
 
 OnEvent = Callable[[Event], None]
@@ -108,7 +106,12 @@ def track(
 
 
 def plan_job(
-    job_file: str | Path, target: Target, *, base: str | None = None, name: str | None = None
+    job_file: str | Path,
+    target: Target,
+    *,
+    base: str | None = None,
+    name: str | None = None,
+    validation_split: float | None = None,
 ) -> Plan:
     """Load a job file, check its rows, count its tokens, and ask the target's limits.
 
@@ -118,6 +121,8 @@ def plan_job(
         base: the weights a local run starts from, or whose tokenizer counts: a folder, a hub id,
             `stand-in`, `tiny` or `tiny-phi-3-small`. Without it, the model's own from the Hugging Face cache.
         name: the job's name, instead of the file's.
+        validation_split: the share of the training rows to validate with, where the job names no
+            validation_data; no question is in both parts.
 
     Raises:
         SpecError: the file is wrong.
@@ -134,25 +139,25 @@ def plan_job(
             )
         job = job.model_copy(update={"name": name})
     limits = target.limits(job)
-    training = _data(job.training_data, job.task, file.parent, limits)
-    validation = (
-        _data(job.validation_data, job.task, file.parent, limits) if job.validation_data else None
-    )
-    job = _sent(job, training, validation)
-    info, tokens = None, None
+    rows = planning.gather(job, file.parent, limits, validation_split=validation_split)
+    job = planning.sent(job, rows)
     local = target if isinstance(target, LocalTarget) else None
     base = base or (local.base if local else None)
-    if training.report and training.report.ok:
+    counted = planning.Counted()
+    if rows.training.report and rows.training.report.ok:
         trains = local is not None and local.engine == "train"
-        info, tokens = _base_and_tokens(job, limits, training, base, trains=trains)
+        counted = planning.count(job, limits, rows, base, trains=trains)
     return make_plan(
         job.rebased(file.parent, Path.cwd()),
         limits,
-        training=training,
-        validation=validation,
-        base=info if local else None,
-        tokens=tokens,
+        training=rows.training,
+        validation=rows.validation,
+        split=rows.split,
+        base=counted.base if local else None,
+        tokens=counted.tokens,
+        validation_tokens=counted.validation_tokens,
         threads=runner.threads() if local else None,
+        warnings=counted.warnings,
     )
 
 
@@ -213,6 +218,7 @@ def run(
     *,
     base: str | None = None,
     name: str | None = None,
+    validation_split: float | None = None,
     new: bool = False,
     on_event: OnEvent = lambda _: None,
 ) -> RunDir:
@@ -224,13 +230,15 @@ def run(
         dest: where the files go; a local run without it stays in its own run directory.
         base: see `plan_job`.
         name: see `plan_job`.
+        validation_split: see `plan_job`.
         new: see `submit`.
         on_event: told each event as it happens.
 
     Raises:
         TargetError: the job did not succeed; the message says why.
     """
-    handle = submit(plan_job(job_file, target, base=base, name=name), target, new=new)
+    ready = plan_job(job_file, target, base=base, name=name, validation_split=validation_split)
+    handle = submit(ready, target, new=new)
     for event in handle.follow():
         on_event(event)
     return collect(handle, dest)
@@ -251,11 +259,18 @@ def collect(handle: JobHandle, dest: str | Path | None = None) -> RunDir:
 
 
 def deploy(model: str, target: Target, *, endpoint: str | None = None) -> Endpoint:
-    """Serve a registered model. On a hosted target that is billed by the hour until `undeploy`."""
-    # `name:version`, or `ft:base:organisation:name:id` of OpenAI's wire
-    called = (model.split(":") + [""] * 3)[3] or model.removeprefix("ft:").partition(":")[0]
-    name = endpoint or re.sub(r"[^a-zA-Z0-9-]", "-", called)
-    return hosting(target).deploy(model, endpoint=name)
+    """Serve a registered model. On a hosted target that is billed by the hour until `undeploy`.
+
+    Args:
+        model: `name:version`, or `ft:base:organisation:suffix:id` of OpenAI's wire, or a checkpoint's.
+        target: the one that has it.
+        endpoint: its name; without it, one that is made of the model's.
+
+    Raises:
+        ConflictError: another model is served under that name.
+        TargetError: the service could not bring it up.
+    """
+    return hosting(target).deploy(model, endpoint=endpoint or endpoint_name(model))
 
 
 def open_chat(name: str, target: Target, settings: TargetSettings | None = None) -> Chat:
@@ -272,63 +287,32 @@ def open_chat(name: str, target: Target, settings: TargetSettings | None = None)
     return Chat(EndpointLine(endpoint.scoring_uri, host.keys(name)[0], ca=ca))
 
 
-def evaluate(run_dir: str | Path, data: str | Path) -> dict[str, Any]:
-    """The loss on held-out rows, before and after, by the same code as in training.
-
-    Returns:
-        `rows`, `tokens` (trained ones), `base` in words, and `results`: for the base alone and then
-        for the run's adapter, the mean `loss` in nats.
-
-    Raises:
-        DatasetError: the rows are bad.
-        RunDirError: the run left no adapter, or its base is not what it was.
-    """
-    run_of, done = _ended_run(Path(run_dir))
-    report = check(data, done.job.task)
-    if not report.ok:
-        raise DatasetError(
-            f"{data} cannot be evaluated: {report.problems[0]}",
-            hint=f"maas validate {data} --task {done.job.task}",
-        )
-    base = ("--base", done.base.source) if done.base else ()
-    what = ("--model", done.job.model.asset_name, "--task", done.job.task, "--data", str(data))
-    length = ("--max-seq-length", str(done.values.get("max_seq_length") or -1))
-    return runner.ask(
-        "evaluate", *base, *what, *length, "--with-base", "--adapter", str(run_of.trained)
-    )
-
-
-def _ended_run(path: Path) -> tuple[RunDir, Plan]:
-    """A run that left an adapter, and its plan.
-
-    Raises:
-        RunDirError: it did not, or its base is no longer the one that it was trained on.
-    """
-    run = RunDir(path)
-    done = plan_from_json(read_json(run.plan_file))
-    status = run.read_status()
-    if status is not None and status.simulated:
-        raise RunDirError(f"{path} was simulated: nothing was trained")
-    if not any((run.trained / name).exists() for name in ("adapter_config.json", "config.json")):
-        raise RunDirError(f"{path} left no adapter", hint="Run it to its end first.")
-    if done.base is not None:
-        found = runner.base_info(done.base.source, model=done.job.model.asset_name)
-        if found.digest != done.base.digest:
-            raise RunDirError(f"{found.label} is not what {path} was trained on any more")
-    return run, done
-
-
-def open_local_chat(what: str | Path) -> Chat:
-    """Weights on this machine: a run directory's adapter on its base, or a base alone.
+def open_local_chat(what: str | Path, *, base: str | None = None) -> Chat:
+    """Weights on this machine: an adapter on its base, or a model alone.
 
     Args:
-        what: a run directory, or what `--base` takes.
+        what: a run directory; the folder of an adapter, a model, or an MLflow model, as it was
+            downloaded; or what `--base` takes.
+        base: what to put an adapter on, as for `--base`; None takes what it was trained on.
+
+    Raises:
+        RunDirError: there are no weights in it, or nothing says what their base is.
+        BaseModelError: the base is missing, or the adapter is another model's.
     """
-    if not RunDir(Path(what)).plan_file.exists():
+    folder = Path(what).expanduser()
+    if not folder.is_dir():
+        if base is not None:
+            raise RunDirError(
+                f"{what} is no folder", hint="--base is for the folder of an adapter."
+            )
         return Chat(LocalLine(str(what), model=str(what)))
-    run, done = _ended_run(Path(what))
-    base = done.base.source if done.base else None
-    return Chat(LocalLine(base, model=done.job.model.asset_name, adapter=run.trained))
+    if RunDir(folder).plan_file.exists() and base is None:
+        run, done = ended_run(folder)
+        known = done.base.source if done.base else None
+        return Chat(LocalLine(known, model=done.job.model.asset_name, adapter=run.trained))
+    found = find_weights(folder, base=base)
+    other = found.trained_on if found.is_mismatched else ""
+    return Chat(LocalLine(found.base, model=found.model, adapter=found.adapter, trained_on=other))
 
 
 def hosting(target: Target) -> HostingTarget:
@@ -342,50 +326,6 @@ def hosting(target: Target) -> HostingTarget:
             f"{target.name} does not host models", hint="Name a hosted target with --target."
         )
     return target
-
-
-def _data(data: DataInput, task: str, folder: Path, limits: Limits) -> DataPlan:
-    if data.is_remote:
-        return DataPlan(data.path)
-    file = data.local_path(folder)
-    report = check(file, task)
-    if report.ok and format_of(file) not in limits.formats:
-        made = as_jsonl(report)
-        return DataPlan(str(made), check(made, task), converted_from=str(file))
-    return DataPlan(str(file), report)
-
-
-def _sent(job: FineTuningJob, training: DataPlan, validation: DataPlan | None) -> FineTuningJob:
-    """The job with the files that are made of the user's in their place."""
-    made = {
-        key: getattr(job, key).model_copy(update={"path": data.path})
-        for key, data in (("training_data", training), ("validation_data", validation))
-        if data is not None and data.converted_from
-    }
-    return job.model_copy(update=made)
-
-
-def _base_and_tokens(
-    job: FineTuningJob, limits: Limits, training: DataPlan, base: str | None, *, trains: bool
-) -> tuple[BaseInfo | None, TokenCount | None]:
-    """What will be trained, and its token count; unknown where there is no tokenizer to count with."""
-    given = job.hyperparameters.get("max_seq_length") or (
-        limits.model.defaults.get("max_seq_length") if limits.model else None
-    )
-    length = int(given) if given and given.lstrip("-").isdigit() else -1
-    try:
-        return runner.count_tokens(
-            base,
-            model=job.model.asset_name,
-            task=job.task,
-            data=Path(training.path),
-            max_seq_length=length if length > 0 else None,
-        )
-    except RunnerError:
-        # A hosted or simulated job needs no weights here; without them its count is unknown.
-        if trains or base is not None:
-            raise
-        return None, None
 
 
 def _found_or_sent(

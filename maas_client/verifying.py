@@ -19,7 +19,7 @@ from maas_client.targets import runner
 State = Literal["same", "changed", "missing", "extra"]
 _CLOCK = ("at", "tokens_per_second", "seconds_left")
 _CIRCUMSTANCES = ("machine", "cpu", "threads", "python")
-_PROMISE = "the same bytes are promised on the same processor, with the same thread count and the same versions"
+_PROMISE = "the same bytes are promised with the same processor, threads and versions only"
 
 
 @dataclass(frozen=True, slots=True)

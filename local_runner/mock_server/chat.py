@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from local_runner.mock_server.errors import ServiceError
 Piece = Mapping[str, Any]
 """`{"delta": text}`, and at last `{"done": True, "finish_reason": …, "usage": {…}}`."""
 
+Questions = Sequence[Mapping[str, Any]]
 _MOST_BASES = 2
 """Bases in memory at once; the one that was asked longest ago goes, as soon as nobody listens to it."""
 
@@ -32,10 +33,20 @@ class Speaker(Protocol):
     def fault(self) -> str | None:
         """Why nothing can be answered, or None."""
 
-    def answer(
-        self, model: str, adapter: Path | None, question: Mapping[str, Any]
-    ) -> Iterator[Piece]:
-        """The answer in pieces."""
+    def answers(
+        self, model: str, adapter: Path | None, questions: Questions, gone: threading.Event
+    ) -> Iterator[tuple[int, Piece]]:
+        """The answers in pieces, each with its question's place; they may be made side by side.
+
+        Args:
+            model: the catalogue's name of the base.
+            adapter: None for the base alone.
+            questions: as `questions.checked` makes them.
+            gone: set when whoever asked has hung up.
+
+        Raises:
+            ServiceError: nobody can answer, or nobody listens any more.
+        """
 
     def running(self) -> int:
         """How many answers are being made."""
@@ -56,9 +67,14 @@ class CannedSpeaker:
     def fault(self) -> str | None:
         return None
 
-    def answer(
-        self, model: str, adapter: Path | None, question: Mapping[str, Any]
-    ) -> Iterator[Piece]:
+    def answers(
+        self, model: str, adapter: Path | None, questions: Questions, gone: threading.Event
+    ) -> Iterator[tuple[int, Piece]]:
+        for place, question in enumerate(questions):
+            for piece in self._pieces(model, question):
+                yield place, piece
+
+    def _pieces(self, model: str, question: Mapping[str, Any]) -> Iterator[Piece]:
         words = f"[SIMULATED] No model answered. {model} was asked.".split(" ")
         limit = int(question.get("max_tokens") or 256)
         for place, word in enumerate(words[:limit]):
@@ -107,7 +123,7 @@ class ChildSpeaker:
 
     def _warm_up(self, model: str) -> None:
         try:
-            with self._using(model):
+            with self._using(model, threading.Event()):
                 pass
         except ServiceError as error:
             self._fault = error.message
@@ -120,11 +136,12 @@ class ChildSpeaker:
     def fault(self) -> str | None:
         return self._fault
 
-    def answer(
-        self, model: str, adapter: Path | None, question: Mapping[str, Any]
-    ) -> Iterator[Piece]:
-        with self._using(model) as child:
-            yield from child.ask({**question, "adapter": str(adapter) if adapter else None})
+    def answers(
+        self, model: str, adapter: Path | None, questions: Questions, gone: threading.Event
+    ) -> Iterator[tuple[int, Piece]]:
+        folder = str(adapter) if adapter else None
+        with self._using(model, gone) as child:
+            yield from child.ask([{**each, "adapter": folder} for each in questions], gone)
 
     def running(self) -> int:
         with self._lock:
@@ -137,12 +154,12 @@ class ChildSpeaker:
             each.child.close()
 
     @contextmanager
-    def _using(self, model: str) -> Iterator[Child]:
+    def _using(self, model: str, gone: threading.Event) -> Iterator[Child]:
         with self._lock:
             held = self._take(model)
             held.users += 1
         try:
-            held.child.wait()
+            held.child.wait(gone)
             yield held.child
         finally:
             with self._lock:
@@ -167,6 +184,22 @@ class ChildSpeaker:
         idle = [base for base, held in self._held.items() if not held.users]
         for base in idle[: max(0, len(self._held) - _MOST_BASES)]:
             self._held.pop(base).child.close()
+
+
+def one_answer(
+    speaker: Speaker,
+    model: str,
+    adapter: Path | None,
+    question: Mapping[str, Any],
+    gone: threading.Event,
+) -> Iterator[Piece]:
+    """The pieces of one answer; the arguments are those of `Speaker.answers`."""
+    pieces = speaker.answers(model, adapter, [question], gone)
+    try:
+        for _, piece in pieces:
+            yield piece
+    finally:
+        pieces.close()  # type: ignore[attr-defined]  # a generator; its end stops the model
 
 
 def make_speaker(engine: Engine, home: Path) -> Speaker:

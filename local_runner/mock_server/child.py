@@ -9,11 +9,17 @@ import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import IO, Any
 
 from local_runner.mock_server.engine import tail
 from local_runner.mock_server.errors import ServiceError, user_error
+
+Heard = SimpleQueue[dict[str, Any] | None]
+"""What somebody who asked is told; None when there is nobody any more to tell it."""
+_OVER = frozenset(("done", "error"))
+_LOOK = 0.1
+"""Seconds between two looks whether the asker is still there, while nothing is heard."""
 
 
 class Child:
@@ -31,7 +37,7 @@ class Child:
             )
         self._log = log
         self._numbers = itertools.count(1)
-        self._askers: dict[str, SimpleQueue[dict[str, Any] | None]] = {}
+        self._askers: dict[str, Heard] = {}
         self._dropped: set[str] = set()
         """Questions whose end it has not acknowledged yet."""
         self._lock = threading.Lock()
@@ -53,39 +59,56 @@ class Child:
         with self._lock:
             return len(self._askers) + len(self._dropped)
 
-    def wait(self) -> None:
+    def wait(self, gone: threading.Event) -> None:
         """Until it is ready.
 
+        Args:
+            gone: set when nobody waits any more.
+
         Raises:
-            ServiceError: it has ended instead.
+            ServiceError: it has ended instead, or nobody waits.
         """
-        self._settled.wait()
+        while not self._settled.wait(_LOOK):
+            _check(gone)
         if not self.ready:
             raise self._ended()
 
-    def ask(self, question: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-        """The answer in pieces; whoever stops listening stops the answer."""
-        number = str(next(self._numbers))
-        heard: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+    def ask(
+        self, questions: Sequence[Mapping[str, Any]], gone: threading.Event
+    ) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """The answers in pieces, each with its question's place; they are made side by side.
+
+        Args:
+            questions: asked all at once.
+            gone: set when whoever asked has hung up.
+
+        Raises:
+            ServiceError: it has ended, cannot answer, or nobody listens: that stops the answers.
+        """
+        places = {str(next(self._numbers)): place for place in range(len(questions))}
+        heard: Heard = SimpleQueue()
         with self._lock:
             if (
                 self.fault is not None
             ):  # its reader has looked after all who asked, and looks no more
                 raise self._ended()
-            self._askers[number] = heard
-        over = False
+            self._askers |= dict.fromkeys(places, heard)
+        left = set(places)
         try:
-            self._say(dict(question) | {"id": number})
-            while not over:
-                piece = heard.get()
-                over = piece is None or not piece.keys().isdisjoint(("done", "error"))
+            for number, place in places.items():
+                self._say({**questions[place], "id": number})
+            while left:
+                piece = _next(heard, gone)
                 if piece is None:
+                    left.clear()
                     raise self._ended()
+                if not piece.keys().isdisjoint(_OVER):
+                    left.discard(piece["id"])
                 if (error := piece.get("error")) is not None:
                     raise user_error(error["message"], inner="InvalidPrompt")
-                yield piece
+                yield places[piece["id"]], piece
         finally:
-            if not over:
+            for number in left:
                 self._cancel(number)
 
     def close(self) -> None:
@@ -152,6 +175,19 @@ class Child:
 
     def _ended(self) -> ServiceError:
         return ServiceError(503, "ServiceUnavailable", f"The model cannot answer: {self.fault}")
+
+
+def _next(heard: Heard, gone: threading.Event) -> dict[str, Any] | None:
+    """The next words, as long as somebody wants them."""
+    while True:
+        _check(gone)
+        with contextlib.suppress(Empty):
+            return heard.get(timeout=_LOOK)
+
+
+def _check(gone: threading.Event) -> None:
+    if gone.is_set():
+        raise ServiceError(499, "ClientClosedRequest", "The client has hung up.")
 
 
 def _close(stream: IO[str] | None) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from maas_client.cli import files, hosting, jobs, parcels, render, verdicts
+from maas_client.cli import chat, files, hosting, jobs, parcels, preview, render, rows, verdicts
 from maas_client.cli.options import (
     Base,
     DryRun,
@@ -21,6 +21,7 @@ from maas_client.cli.options import (
     Simulate,
     TargetName,
     TensorBoard,
+    ValidationSplit,
 )
 
 app = typer.Typer(
@@ -33,10 +34,15 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(files.app, name="files")
 app.add_typer(hosting.endpoints, name="endpoints")
 app.add_typer(hosting.targets, name="targets")
+app.command()(rows.validate)
+app.command()(rows.convert)
+app.command()(rows.split)
+app.command()(rows.evaluate)
 app.command()(jobs.follow)
 app.command()(hosting.deploy)
 app.command()(hosting.undeploy)
-app.command()(hosting.chat)
+app.command()(chat.chat)
+app.command()(preview.preview)
 app.command()(verdicts.verify)
 
 
@@ -44,9 +50,9 @@ app.command()(verdicts.verify)
 def init(
     file: Annotated[Path, typer.Argument(help="The job file to write.")] = Path("job.yaml"),
     model: Annotated[str, typer.Option(help="A name of `maas models`.")] = "Phi-3-mini-4k-instruct",
-    data: Annotated[str, typer.Option(help="Training rows, JSONL.")] = "train.jsonl",
+    data: Annotated[str, typer.Option(help="Training rows.")] = "train.jsonl",
     task: Annotated[
-        str, typer.Option(help="chat_completion or text_completion.")
+        str, typer.Option(help="What the rows are for, as in the job file.")
     ] = "chat_completion",
 ) -> None:
     """Write a job file to start from."""
@@ -58,24 +64,11 @@ def init(
 
 
 @app.command()
-def validate(
-    data: Annotated[Path, typer.Argument(help="Rows, JSONL.")],
-    task: Annotated[str, typer.Option(help="What the rows are for.")] = "chat_completion",
-    as_json: Json = False,
-) -> int:
-    """Check every row, and report every bad one. Exit code 0 or 1."""
-    from maas_client.spec.dataset import check
-
-    report = check(data, task)
-    render.dataset(report, as_json=as_json)
-    return 0 if report.ok else 1
-
-
-@app.command()
 def plan(
     job_file: JobFile,
     target: TargetName = "local",
     base: Base = None,
+    validation_split: ValidationSplit = None,
     as_json: Json = False,
 ) -> None:
     """Show what will happen: values and their sources, rows, tokens, steps, warnings."""
@@ -84,7 +77,8 @@ def plan(
 
     place = flow.open_target(target)
     try:
-        render.plan(flow.plan_job(job_file, place, base=base), as_json=as_json)
+        ready = flow.plan_job(job_file, place, base=base, validation_split=validation_split)
+        render.plan(ready, as_json=as_json)
     except PlanError:
         if not as_json:  # the table shows which values were refused; the error says why
             render.refused(job_file, place)
@@ -98,6 +92,7 @@ def run(
     job_file: JobFile,
     target: TargetName = "local",
     base: Base = None,
+    validation_split: ValidationSplit = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where the files go.")] = None,
     name: Name = None,
     new: New = False,
@@ -114,13 +109,14 @@ def run(
 
     engine = "simulate" if simulate else "train"
     place = flow.open_target(target, engine=engine, mlflow=mlflow, tensorboard=tensorboard)
-    ready = flow.plan_job(job_file, place, base=base, name=name)
+    ready = flow.plan_job(job_file, place, base=base, name=name, validation_split=validation_split)
     render.plan_brief(ready, as_json=as_json)
     with parcels.uploads(place, as_json=as_json):
         handle = flow.submit(ready, place, new=new)
     jobs.say_if_found(handle, as_json=as_json)
     with_base = f" --base {base}" if base else ""
-    again = f"maas run {job_file} --target {target}{with_base} --name {handle.id}"
+    with_split = "" if validation_split is None else f" --validation-split {validation_split:g}"
+    again = f"maas run {job_file} --target {target}{with_base}{with_split} --name {handle.id}"
     jobs.follow_to_the_end(handle, as_json=as_json, again=again)
     files = flow.collect(handle, out)
     if (mlflow or tensorboard) and not files.tracking_file.exists():  # it ran elsewhere
@@ -149,6 +145,7 @@ def submit(
     job_file: JobFile,
     target: TargetName = "local",
     base: Base = None,
+    validation_split: ValidationSplit = None,
     name: Name = None,
     new: New = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
@@ -163,7 +160,7 @@ def submit(
     from maas_client import flow
 
     place = flow.open_target(target)
-    ready = flow.plan_job(job_file, place, base=base, name=name)
+    ready = flow.plan_job(job_file, place, base=base, name=name, validation_split=validation_split)
     if dry_run is not None:
         render.line(flow.manifest(ready, place, server=dry_run == "server").rstrip())
         place.close()
@@ -196,18 +193,6 @@ def models(
     entry = known.find(name)
     facts = known.described(entry, today=dt.datetime.now(dt.UTC).date())
     render.model(facts, whole=known.as_json(entry), as_json=as_json)
-
-
-@app.command()
-def evaluate(
-    run_dir: Annotated[Path, typer.Argument(help="A run directory with an adapter.")],
-    data: Annotated[Path, typer.Option("--data", help="Held-out rows, JSONL.")],
-    as_json: Json = False,
-) -> None:
-    """Measure the loss on held-out rows, before and after, by the same code."""
-    from maas_client import flow
-
-    render.evaluation(flow.evaluate(run_dir, data), as_json=as_json)
 
 
 @app.command(

@@ -34,9 +34,9 @@ def line(text: str) -> None:
     print(text, flush=True)
 
 
-def as_object(data: Any) -> None:
-    """A thing whole, for programs."""
-    _json(data)
+def data(found: Any) -> None:
+    """What a program asked for."""
+    _json(found)
 
 
 def done(text: str, *, as_json: bool) -> None:
@@ -200,14 +200,26 @@ def tracked(places: Sequence[str], *, as_json: bool) -> None:
         line(f"tracked: {place}")
 
 
-def evaluation(losses: Mapping[str, Any], *, as_json: bool) -> None:
+def evaluation(found: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        _json(losses)
+        _json(found)
         return
-    results = losses["results"]
-    before, after = results[0]["loss"], results[-1]["loss"]
-    line(f"{losses['rows']:,} rows, {losses['tokens']:,} trained tokens, on {losses['base']}")
-    line(f"loss before {before:.4f}  after {after:.4f}  ({(after / before - 1) * 100:+.1f} %)")
+    before, after = (
+        {key: each[key] for key in ("loss",) if key in each} | each["metrics"]
+        for each in found["results"]
+    )
+    tokens = f", {found['tokens']:,} trained tokens" if "tokens" in found else ""
+    what = f"{found['rows']:,} {'questions' if 'benchmark' in found else 'rows'}{tokens}"
+    line(f"{what}, on {found['base']}")
+    if "prompt_format" in found:
+        line(f"asked through {found['prompt_format']}")
+    table = _table("", "before", "after", "change")
+    for name, value in before.items():
+        now = after[name]
+        change = f"{(now / value - 1) * 100:+.1f} %" if value else f"{now - value:+.4f}"
+        table.add_row(name, f"{value:.4f}", f"{now:.4f}", change)
+    _console().print(table)
+    hint(found["file"], as_json=False)
 
 
 def models(
@@ -321,6 +333,10 @@ def _facts(ready: Plan) -> Table:
         "validation data": f"{ready.validation.path} ({_rows(ready.validation.report)})"
         if ready.validation
         else "none",
+        "validation split": f"{ready.split.fraction:g} of {ready.split.rows:,} rows in "
+        f"{ready.split.groups:,} questions, seed {ready.split.seed}, of {ready.split.path}"
+        if ready.split
+        else None,
         "tokens": f"{tokens.total:,} in an epoch, {tokens.trained:,} trained, longest row {tokens.longest:,}"
         if tokens
         else f"{UNKNOWN}: the model's tokenizer is not on this machine",
@@ -370,6 +386,11 @@ def trouble(text: str) -> None:
 
 def _json(data: Any) -> None:
     print(json.dumps(data, ensure_ascii=False), flush=True)
+
+
+def console() -> Console:
+    """The terminal, or the pipe, for what is more than lines."""
+    return _console()
 
 
 def _console() -> Console:

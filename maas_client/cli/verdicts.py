@@ -23,7 +23,7 @@ def verify(
 
     verdict = held(run_dir, rerun=rerun)
     if as_json:
-        render.as_object(verdict.to_json())
+        render.data(verdict.to_json())
         return 0 if verdict.ok else 1
     for file in verdict.files:
         if file.state != "same":

@@ -65,6 +65,7 @@ RUNNER_HONOURS = frozenset(
         "load_in_8bit",
         "bnb_4bit_quant_type",
         "bnb_4bit_use_double_quant",
+        "system_turns",
     }
 )
 """What the local runner does exactly."""
@@ -92,9 +93,10 @@ LOCAL_ONLY = frozenset(
         "bnb_4bit_quant_type",
         "bnb_4bit_use_double_quant",
         "packing",
+        "system_turns",
     }
 )
-"""peft's and Hugging Face's names that the hosted components do not have."""
+"""What the hosted components do not have: peft's and Hugging Face's names, and what only we do."""
 
 RUNNER_CHOICES: Mapping[str, tuple[str, ...]] = {"precision": ("32", "bf16")}
 """Where the runner does fewer of a knob's values than the field has."""

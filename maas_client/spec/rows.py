@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ class Fault(Exception):  # noqa: N818 - a finding that is raised only inside the
         self.code, self.message, self.fix, self.at, self.key = code, message, fix, at, key
 
 
+_HALF = re.compile("[\ud800-\udfff]")
 RowCheck = Callable[[Any], Iterator[Fault]]
 
 
@@ -35,7 +37,7 @@ def text_faults(value: Any, at: JsonPath, name: str) -> Iterator[Fault]:
         yield Fault("not_text", f"{name} is {kind(value)}, not text", "write a string", at)
     elif not value.strip():
         yield Fault("empty_content", f"{name} is empty", "write the text, or delete the row", at)
-    elif any("\ud800" <= char <= "\udfff" for char in value):
+    elif _HALF.search(value):
         yield Fault(
             "encoding",
             f"{name} holds half a character (a lone surrogate)",

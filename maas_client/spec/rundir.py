@@ -13,6 +13,7 @@
       checkpoints/best-000010/ what had the best evaluation, while the run goes on
       adapter/          PEFT layout, safetensors
       merged/           the whole model with what was trained in it: where asked for, or where all of it was
+      evaluations/      what was measured of it later, one file for each set of rows
       manifest.json     digest of every input and output
       origin.json       which hosted job this was downloaded from
       tracking.json     where else its numbers went
@@ -110,6 +111,10 @@ class RunDir:
     def trained(self) -> Path:
         """What the run has made: the adapter, or the whole model where there is none."""
         return self.merged if self.merged.is_dir() and not self.adapter.is_dir() else self.adapter
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations"
 
     @property
     def manifest_file(self) -> Path:

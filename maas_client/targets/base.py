@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from maas_client.plan import Plan
 from maas_client.spec.job import FineTuningJob
 from maas_client.spec.limits import Limits
 from maas_client.spec.rundir import RunDir
+
+_LONGEST_NAME = 64
+"""Characters of a deployment's name on Azure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,3 +162,17 @@ def known_status(words: Mapping[str, JobStatus], word: str) -> JobStatus:
             f"the service reports the job status {word!r}, which is not known here",
             hint="A newer version of maas-finetune may know it.",
         ) from None
+
+
+def endpoint_name(model: str) -> str:
+    """What a model's endpoint is called where nobody says.
+
+    On OpenAI's wire the name has what tells it from another job's model, and from a checkpoint of its own.
+    """
+    if not model.startswith("ft:"):
+        called, rest = model.partition(":")[0], ""
+    else:
+        base, _, suffix, *last = (model.removeprefix("ft:").split(":") + [""] * 3)[:5]
+        called, rest = suffix or base, "".join(f"-{part}" for part in last if part)
+    name = called[: max(1, _LONGEST_NAME - len(rest))] + rest
+    return re.sub(r"[^a-zA-Z0-9-]", "-", name)

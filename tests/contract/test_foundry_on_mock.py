@@ -97,6 +97,7 @@ def test_the_whole_journey(place: FoundryTarget, tmp_path: Path) -> None:
     assert [entry["step"] for entry in kept] == [12, 24, 36]
     assert read_json(run.plan_file)["hyperparameters"]["num_train_epochs"]["value"] == 3
     assert set(read_json(run.manifest_file)["outputs"]) >= {"results.csv", "job.yaml"}
+    assert not run.adapter.exists()  # the wire hands out no weights, unless it is told to
 
     endpoint = flow.deploy(job.output_model, place)
     assert (endpoint.state, endpoint.model) == ("online", job.output_model)

@@ -122,6 +122,8 @@ def test_a_job_goes_from_its_file_to_its_adapter(
             JobStarted=STARTED,
             WorkspaceSucceeded=ENDED,
         )
+        told = [event.data["status"] for event in first if event.kind == "status"]
+        assert told == ["running"]
         seen = [event.seq for event in handle.follow(after=len(first))]
         assert seen == [len(first) + 1]  # its end, and nothing twice
         assert handle.get().output_model == image
@@ -152,12 +154,23 @@ def test_what_was_made_is_read_back_and_goes_with_its_workspace(
     assert cluster.names("workspaces") == []
     assert cluster.names("configmaps") == ["tap-record"]
     assert target.get("tap").status is JobStatus.CANCELLED
+    assert [event.data for event in target.events("tap")] == [{"status": "cancelled"}]
     assert [job.id for job in target.list()] == ["tap"]
     assert flow.submit(plan, target).found  # the same job, which was cancelled
     assert cluster.names("workspaces") == []
     again = flow.submit(plan, target, new=True)
     assert again.id != "tap"
     assert cluster.names("workspaces") == [again.id]
+
+
+def test_who_may_only_look_sees_a_job_that_ended(
+    cluster: FakeCluster, target: KaitoTarget, plan: Plan
+) -> None:
+    flow.submit(plan, target)
+    cluster.stands("tap", "Succeeded", WorkspaceSucceeded=ENDED)
+    cluster.denied |= {"patch configmaps", "patch workspaces"}
+    assert target.get("tap").status is JobStatus.SUCCEEDED
+    assert [job.status for job in target.list()] == [JobStatus.SUCCEEDED]
 
 
 def test_a_job_that_ended_is_known_when_its_node_was_given_back(

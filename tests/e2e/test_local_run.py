@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from maas_client import flow
+from maas_client import evaluation, flow
 from maas_client.cli.main import run_cli
 from maas_client.errors import ConflictError, NotFoundError, TargetError
 from maas_client.jobs import JobStatus
@@ -214,7 +214,7 @@ def test_evaluating_checks_its_rows_and_cuts_them_as_the_run_did(in_folder: Path
     (in_folder / "job.yaml").write_text(job)
     run = flow.run("job.yaml", LocalTarget(LocalSettings()), base="tiny")
     losses = [metric["eval_loss"] for metric in run.metrics() if "eval_loss" in metric]
-    measured = [entry["loss"] for entry in flow.evaluate(run.path, "train.jsonl")["results"]]
+    measured = [entry["loss"] for entry in evaluation.evaluate(run.path, "train.jsonl")["results"]]
     assert measured == pytest.approx([losses[0], losses[-1]], abs=1e-5)
     (in_folder / "empty.jsonl").write_text("")
     done = maas("evaluate", str(run.path), "--data", "empty.jsonl")

@@ -13,7 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import ROW
+from maas_client.spec.loading import parse_job
+from maas_client.targets.azure_ml import AzureMLTarget
+from tests.conftest import JOB, ROW
 from tests.mocking import Mock, running_mock
 
 HERE = Path(__file__).parent
@@ -331,3 +333,49 @@ def test_a_pipeline_really_trains_and_its_endpoint_really_answers(
     folder = tmp_path / "model" / MODEL / "trained_model"
     loaded = mlflow.pyfunc.load_model(str(folder))  # the registered model, as MLflow takes it
     assert loaded.predict(["Where is the tap?"], {"max_tokens": 20}) == seen["answers"]["texts"]
+
+
+# After the notebook: it looks at a workspace of its own.
+@pytest.mark.usefixtures("seen")
+def test_one_job_file_goes_through_the_pipeline_component_too(mock: Mock) -> None:
+    program = HERE.parents[1] / "samples" / "managed-compute" / "pipeline.py"
+    environment = mock.environment("A") | {
+        "AZUREML_RUN_POLLING_INTERVAL_MIN": "0",
+        "MAAS_MOCK_HOME": str(mock.home),
+    }
+    done = subprocess.run(
+        [sys.executable, str(program), "--target", "mock"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Managed compute needs quota for 24 vCPUs of Standard_NC24ads_A100_v4" in done.stdout
+    assert "registered as support-agent-managed:1" in done.stdout
+
+
+@pytest.mark.usefixtures("seen")
+def test_a_plan_looks_a_cluster_up_in_the_workspace(mock: Mock, client: httpx.Client) -> None:
+    for name, size in (("large", "Standard_NC24ads_A100_v4"), ("small", "Standard_NC6s_v3")):
+        scale = {"minNodeCount": 0, "maxNodeCount": 1}
+        inner = {"vmSize": size, "vmPriority": "Dedicated", "scaleSettings": scale}
+        body = {
+            "location": "eastus2",
+            "properties": {"computeType": "AmlCompute", "properties": inner},
+        }
+        reply = client.put(f"/computes/{name}", json=body)
+        assert reply.status_code in (200, 201), reply.text
+    target = AzureMLTarget(mock.settings)
+    try:
+        large, small, absent = (
+            target.limits(parse_job(JOB).model_copy(update={"compute": name}))
+            for name in ("large", "small", "nobody")
+        )
+    finally:
+        target.close()
+    assert not large.refusals
+    assert [text for text in large.warnings if "needs quota" in text]
+    assert "small has nodes of Standard_NC6s_v3" in small.refusals[0]
+    assert "the workspace has no cluster nobody" in absent.refusals[0]

@@ -99,6 +99,10 @@ def test_seed_stop_and_limits_change_the_answer(client: openai.OpenAI, job: Any)
     texts = [choice.message.content for choice in several.choices]
     assert texts[0] == first
     assert len(set(texts)) == 3
+    parts = ["", "", ""]  # made side by side, and the same again
+    for chunk in ask(client, name, **hot, n=3, stream=True):
+        parts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert parts == texts
     assert ask(client, name, **hot, top_p=0.0001).choices[0].message.content == (
         ask(client, name).choices[0].message.content
     )

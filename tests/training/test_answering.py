@@ -185,6 +185,36 @@ def test_bad_questions_get_an_error_and_the_process_lives_on() -> None:
     assert lines[-1]["usage"]["completion_tokens"] == 2
 
 
+def test_whoever_asked_hears_that_an_answer_broke_and_the_others_are_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hear = Answerer._hear
+
+    def fail_once(self: Answerer, answer: Any, token: int) -> None:
+        if answer in self._apart:
+            raise MemoryError("no room")
+        hear(self, answer, token)
+
+    admit = Answerer._admit
+
+    def apart(self: Answerer, answer: Any) -> None:
+        if answer.row.limit - len(answer.row.ids) != 3:
+            return admit(self, answer)
+        answer.tokens = self._tokens(answer)
+        return self._apart.append(answer)
+
+    monkeypatch.setattr(Answerer, "_hear", fail_once)
+    monkeypatch.setattr(Answerer, "_admit", apart)
+    words = [{"id": str(n), "messages": ASKED, "max_tokens": n} for n in (2, 3, 4)]
+    answers = io.StringIO()
+    asked = "".join(json.dumps(each) + "\n" for each in words)
+    serve(bases.resolve("tiny", model=""), io.StringIO(asked), answers)
+    lines = [json.loads(line) for line in answers.getvalue().splitlines()[1:]]
+    ends = {line["id"]: line for line in lines if "delta" not in line}
+    assert "no room" in ends["3"]["error"]["message"]
+    assert [ends[n]["usage"]["completion_tokens"] for n in ("2", "4")] == [2, 4]
+
+
 @pytest.fixture
 def worker(start: Runner) -> Iterator[subprocess.Popen[str]]:
     child = start("answer", "--base", "tiny")

@@ -198,11 +198,72 @@ def test_an_adapter_with_a_number_that_is_none_is_refused(
 
 def test_room_that_a_crowd_had_is_not_kept_beside_a_long_text() -> None:
     memory = Memory(layers=1, groups=1, size=2, dtype=torch.float32)
-    memory.reserve(8, 10)
+    memory.reserve(8, 10, 2000)
     memory.cells[:, :, :2] = 1.0
-    memory.reserve(2, 1000)
+    memory.reserve(2, 1000, 2000)
     assert memory.cells.shape[2] == 2
     assert bool((memory.cells[:, :, :, :, :10] == 1).all())
+
+
+def test_room_that_a_long_text_had_is_not_kept_for_each_of_a_crowd() -> None:
+    memory = Memory(layers=1, groups=1, size=2, dtype=torch.float32)
+    memory.reserve(2, 1000, 1000)
+    memory.cells[:, :, 0] = 1.0
+    memory.reserve(8, 60, 100)  # the long one has left
+    assert memory.cells.shape[2] == 8
+    assert 60 <= memory.cells.shape[4] <= 100
+    assert bool((memory.cells[:, :, 0, :, :60] == 1).all())
+    memory.reserve(1, 61, 100)  # the crowd has left
+    assert memory.cells.shape[2] == 1
+
+
+def test_the_rows_of_a_batch_never_hold_more_than_they_may_together(
+    answerer: Answerer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = answerer.batch
+    assert batch is not None
+    most = 400
+    monkeypatch.setattr(batch, "most_bytes", most * batch.lean.memory.cell_bytes)
+    tokens = lambda: batch.lean.memory.cells.shape[2] * batch.lean.memory.cells.shape[4]  # noqa: E731
+    lasting = answerer.begin(asked("x", max_tokens=60))
+    long = answerer.begin(asked("y" * 100, max_tokens=60))
+    answerer.step()
+    assert batch.rows == [lasting.row, long.row]
+    answerer.drop(long)
+    crowd = [answerer.begin(asked("z", max_tokens=30)) for _ in range(6)]
+    seen = []
+    while answerer.running:
+        answerer.step()
+        seen.append(tokens())
+    assert max(seen) <= most
+    assert [len(made(answer)) for answer in crowd] == [30] * 6
+    assert tokens() == 0
+
+
+def test_an_answer_that_breaks_ends_alone(
+    answerer: Answerer, generated: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = make_adapter(tmp_path / "odd", 5, rank_pattern={"qkv_proj": 2})
+    plain, broken, other = (
+        answerer.begin(asked(words, adapter=which))
+        for words, which in zip(WORDS, (None, odd, odd), strict=False)
+    )
+
+    def fail() -> Any:
+        raise MemoryError("no room")
+        yield 0
+
+    broken.tokens = fail()
+    finish(answerer)
+    assert isinstance(broken.fault, MemoryError)
+    assert (plain.fault, other.fault) == (None, None)
+    assert made(plain) == generated(asked(WORDS[0]))
+    assert len(made(other)) == 20
+    whole = answerer.answer(asked("tap"))
+    next(whole)
+    monkeypatch.setattr(answerer.batch, "step", lambda: next(fail()))
+    with pytest.raises(MemoryError, match="no room"):
+        list(whole)
 
 
 def test_a_seed_answers_in_a_crowd_as_alone(answerer: Answerer, folders: list[Path]) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from local_runner.data import _compile
+from local_runner.mock_server import twin as world
+from local_runner.mock_server.cli.main import main as mock
+from local_runner.templates import _compile
 from maas_client.cli.main import run_cli
 from maas_client.errors import SettingsError
 from maas_client.spec import catalog_file
@@ -149,6 +151,17 @@ def test_a_users_model_is_like_another_and_beside_ours(own: Path) -> None:
     assert local_limits(model("my-phi")).model == entry
     own.unlink()
     assert find_model("my-phi") is None
+
+
+def test_the_twins_registry_has_them_and_a_wrong_file_stops_it_at_once(
+    own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(catalog_file.VARIABLE, "")
+    own.write_text(MINE)
+    assert "my-phi" in [entry.name for entry in world.known_models()]
+    own.write_text(MINE + "contxt = 1\n")
+    assert mock(["--home", str(own.parent / "mock"), "serve", "--engine", "simulate"]) == 1
+    assert "model.my-phi.contxt is unknown" in capsys.readouterr().err
 
 
 def test_the_file_is_found_above_and_by_the_environment(

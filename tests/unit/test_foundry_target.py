@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from maas_client import flow
 from maas_client.errors import (
     AmbiguousError,
     AuthError,
+    ConflictError,
     MaasError,
     NotFoundError,
     SettingsError,
@@ -29,7 +31,7 @@ from maas_client.plan import Plan
 from maas_client.spec.loading import load_job
 from maas_client.spec.rundir import file_digest, read_json
 from maas_client.targets.base import CheckpointTarget, FileTarget, HostingTarget, PausableTarget
-from maas_client.targets.foundry import FoundryTarget, deployments
+from maas_client.targets.foundry import FoundryTarget, deployments, parcel
 from maas_client.transport import Transport
 from tests.conftest import JOB, ROW
 from tests.fake_openai import (
@@ -290,27 +292,165 @@ def test_an_adapter_that_is_offered_is_brought(
     assert (run.path / "results" / f"{len(ids) - 1}-notes.txt").read_bytes() == b"words"
 
 
+def packed(kind: str, members: dict[str, bytes], links: dict[str, str] | None = None) -> bytes:
+    """An archive, a tar with symbolic links in it."""
+    made = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+        return made.getvalue()
+    with tarfile.open(fileobj=made, mode="w:gz") as tape:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tape.addfile(entry, io.BytesIO(content))
+        for name, to in (links or {}).items():
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = tarfile.SYMTYPE, to
+            tape.addfile(entry)
+    return made.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+@pytest.mark.parametrize("bomb", ["bytes", "members"])
+def test_an_archive_that_would_fill_the_disk_is_not_unpacked(
+    service: FakeService,
+    ready: Plan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    bomb: str,
+) -> None:
+    monkeypatch.setattr(parcel, "_SMALL", 100_000)
+    monkeypatch.setattr(parcel, "_MOST_MEMBERS", 50)
+    many = {f"{number}.txt": b"" for number in range(60)}
+    large = {"adapter_config.json": bytes(2_000_000)}
+    content = packed(kind, large if bomb == "bytes" else many)
+    ids = [add_result(service, f"adapter.{kind}", content)]
+    target = ended(service, ready, result_files=ids)
+    with pytest.raises(TargetError, match=r"is not taken: an archive of .* at most"):
+        target.download("ftjob-1", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.rglob("adapter_config.json"))
+
+
+def test_files_that_never_end_are_not_taken(
+    service: FakeService, ready: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [add_result(service, f"{number}.bin", bytes(40_000)) for number in range(3)]
+    target = ended(service, ready, result_files=ids)
+    monkeypatch.setattr(parcel, "_MOST", 100_000)  # together
+    with pytest.raises(TargetError, match=r"2\.bin .* is not taken"):
+        target.download("ftjob-1", tmp_path / "run")
+    monkeypatch.setattr(parcel, "_MOST_TABLE", 10)
+    service.jobs["ftjob-1"]["result_files"] = [add_result(service, "results.csv", CSV)]
+    with pytest.raises(TargetError, match="a result file may have at most 10"):
+        target.download("ftjob-1", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_links_in_an_archive_are_left_out(
+    service: FakeService, ready: Plan, tmp_path: Path
+) -> None:
+    members = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}
+    content = packed("tar.gz", members, {"here": "adapter_config.json", "away": "/etc/passwd"})
+    ids = [add_result(service, "adapter.tar.gz", content)]
+    run = ended(service, ready, result_files=ids).download("ftjob-1", tmp_path / "run")
+    assert {file.name for file in run.adapter.iterdir()} == set(members)
+
+
+@pytest.mark.parametrize("name", ["..", "", "/", "../.."])
+def test_a_name_of_the_service_is_never_a_way_out(
+    service: FakeService, ready: Plan, tmp_path: Path, name: str
+) -> None:
+    ids = [add_result(service, name, b"words")]
+    run = ended(service, ready, result_files=ids).download("ftjob-1", tmp_path / "run")
+    assert [file.name for file in (run.path / "results").iterdir()] == ["0-file"]
+
+
+def test_a_job_is_collected_into_a_folder_of_the_runs(
+    service: FakeService, ready: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job's id is the service's word, and no path."""
+    monkeypatch.chdir(tmp_path)
+    target = ended(service, ready)
+    service.jobs["../../x"] = service.jobs["ftjob-1"] | {"id": "../../x"}
+    monkeypatch.setattr(target, "_raw", lambda job: service.jobs[job])
+    monkeypatch.setattr(target, "events", lambda _: iter(()))
+    monkeypatch.setattr(target, "checkpoints", lambda _: ())
+    run = flow.collect(flow.JobHandle(target, "../../x"))
+    assert run.path.resolve() == tmp_path / "runs" / "x"
+
+
+def test_an_answer_that_says_no_job_leaves_doubt_and_the_job_is_found(
+    service: FakeService, ready: Plan
+) -> None:
+    def garbled(request: httpx.Request) -> httpx.Response:
+        service.answer(request)
+        service.asked.pop()
+        return httpx.Response(200, json={"id": "ftjob-1", "status": "a new word"})
+
+    service.faults.append(("POST /fine_tuning/jobs", garbled))
+    target = service.target()
+    handle = flow.submit(replace(ready, target=target.name), target)
+    assert (handle.id, handle.found) == ("ftjob-1", False)
+    assert list(service.jobs) == ["ftjob-1"]
+
+
 def test_a_model_is_deployed_through_arm(service: FakeService) -> None:
     target = service.target(ARM)
     endpoint = flow.deploy("ft:phi:o:support:1", target)
     assert (endpoint.name, endpoint.state, endpoint.model) == (
-        "support",
+        "support-1",
         "online",
         "ft:phi:o:support:1",
     )
     assert endpoint.scoring_uri == "https://team.openai.azure.com/openai"
     flow.deploy("ft:phi:o:other:2", target)
-    assert [found.name for found in target.endpoints()] == ["other", "support"]  # two pages
-    target.undeploy("support")
+    assert [found.name for found in target.endpoints()] == ["other-2", "support-1"]  # two pages
+    target.undeploy("support-1")
     with pytest.raises(NotFoundError):
-        target.endpoint("support")
+        target.endpoint("support-1")
     with pytest.raises(NotFoundError):
-        target.undeploy("support")
+        target.undeploy("support-1")
+
+
+def test_each_model_gets_a_name_of_its_own_and_takes_nobodys_place(service: FakeService) -> None:
+    target = service.target(ARM)
+    models = (
+        "ft:phi-3-mini:o:support:1a",
+        "ft:phi-3-mini:o:support:1a:ckpt-step-12",
+        "ft:phi-3-mini:o:support:2b",
+        "ft:phi-3-mini:o::3c",
+        "ft:phi-3-mini:o::4d",
+        f"ft:{'x' * 90}:o::5e",
+    )
+    names = [flow.deploy(model, target).name for model in models]
+    assert names[:5] == [
+        "support-1a",
+        "support-1a-ckpt-step-12",
+        "support-2b",
+        "phi-3-mini-3c",
+        "phi-3-mini-4d",
+    ]
+    assert len(set(names)) == len(models)
+    assert names[5].endswith("x-5e")
+    assert len(names[5]) == 64
+    for model in models:  # the same again is no conflict
+        flow.deploy(model, target)
+    with pytest.raises(
+        ConflictError, match="already serves ft:phi-3-mini:o:support:1a, not"
+    ) as told:
+        flow.deploy(models[2], target, endpoint="support-1a")
+    assert "--endpoint" in told.value.hint
+    assert target.endpoint("support-1a").model == models[0]
 
 
 def test_a_deployment_that_fails_says_how_to_end_the_bill(service: FakeService) -> None:
     failed = {"name": "s", "properties": {"provisioningState": "Failed"}}
-    service.faults.append(("deployments/s", lambda _: httpx.Response(200, json=failed)))
+    service.faults.append(("PUT", lambda _: httpx.Response(200, json=failed)))
+    service.faults.append(("GET", lambda _: refusal(404, "no deployment s")))
     service.faults.append(("GET", lambda _: httpx.Response(200, json=failed)))
     with pytest.raises(TargetError, match="undeploy s --target foundry"):
         service.target(ARM).deploy("ft:m", endpoint="s")

@@ -102,7 +102,6 @@ def test_a_log_is_metrics_and_lines() -> None:
     found = words.events(raw, job, lines, 10)
     assert [event.seq for event in found] == list(range(1, len(found) + 1))
     assert [event.message for event in found if event.kind != "metric"] == [
-        "queued",
         "node: ResourceReady says ok",
         "running",
         "Model Loaded",

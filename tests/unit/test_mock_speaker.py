@@ -16,7 +16,7 @@ import pytest
 
 from local_runner.clock import Clock
 from local_runner.mock_server import credentials
-from local_runner.mock_server.chat import ChildSpeaker
+from local_runner.mock_server.chat import ChildSpeaker, one_answer
 from local_runner.mock_server.control.controls import Controls, Settings
 from local_runner.mock_server.control.journal import Journal
 from local_runner.mock_server.dice import Dice
@@ -32,7 +32,7 @@ from local_runner.mock_server.worker import Worker
 STUB = """
 import json, os, sys, threading, time
 
-lock, dropped = threading.Lock(), set()
+lock, dropped, dripping = threading.Lock(), set(), set()
 
 def say(**words):
     with lock:
@@ -48,6 +48,8 @@ say(ready=True)
 for line in sys.stdin:
     words = json.loads(line)
     if "cancel" in words:
+        if words["cancel"] not in dripping:
+            say(id=words["cancel"], cancelled=True)
         dropped.add(words["cancel"])
         continue
     number, text = words["id"], words["messages"][0]["content"]
@@ -55,7 +57,10 @@ for line in sys.stdin:
         print("{this is no JSON", flush=True)
     if text == "die":
         sys.exit("I die of it")
+    if text == "ponder":  # says nothing until it is told to stop
+        continue
     if text == "drip":
+        dripping.add(number)
         threading.Thread(target=drip, args=(number,), daemon=True).start()
         continue
     say(id=number, delta=f"{text} {os.getpid()}")
@@ -80,7 +85,10 @@ def turns(text: str, **more: Any) -> dict[str, Any]:
 
 
 def said(speaker: ChildSpeaker, text: str, model: str = "phi") -> str:
-    return "".join(piece.get("delta", "") for piece in speaker.answer(model, None, turns(text)))
+    return "".join(
+        piece.get("delta", "")
+        for piece in one_answer(speaker, model, None, turns(text), threading.Event())
+    )
 
 
 def wait_for(true: Callable[[], bool]) -> None:
@@ -94,7 +102,7 @@ def test_a_question_is_answered_while_others_are_and_by_the_same_process(
     speaker: ChildSpeaker,
 ) -> None:
     first = said(speaker, "pid")
-    long = speaker.answer("phi", None, turns("drip"))
+    long = one_answer(speaker, "phi", None, turns("drip"), threading.Event())
     assert next(long)["delta"] == "."
     assert said(speaker, "pid") == first
     assert speaker.running() == 1
@@ -108,6 +116,17 @@ def test_what_a_library_prints_into_the_answers_stops_nobody(speaker: ChildSpeak
     assert said(speaker, "hello").startswith("hello")
 
 
+def test_several_questions_are_answered_side_by_side(speaker: ChildSpeaker) -> None:
+    asked = [turns("drip"), turns("pid"), turns("drip")]
+    pieces = speaker.answers("phi", None, asked, threading.Event())
+    seen: set[int] = set()
+    while seen != {0, 1, 2}:  # the first never ends
+        seen.add(next(pieces)[0])
+    assert speaker.running() >= 2
+    pieces.close()  # type: ignore[attr-defined]
+    wait_for(lambda: speaker.running() == 0)
+
+
 def test_everybody_hears_of_it_when_the_process_dies_and_the_next_question_starts_another(
     speaker: ChildSpeaker,
 ) -> None:
@@ -116,7 +135,7 @@ def test_everybody_hears_of_it_when_the_process_dies_and_the_next_question_start
 
     def listen() -> str:
         try:
-            pieces = speaker.answer("phi", None, turns("drip"))
+            pieces = one_answer(speaker, "phi", None, turns("drip"), threading.Event())
             next(pieces)
             started.wait(30)
             for _ in pieces:
@@ -150,7 +169,7 @@ def test_two_bases_stay_in_memory_and_the_one_asked_longest_ago_goes(
 
 
 def test_a_base_that_somebody_listens_to_does_not_go(speaker: ChildSpeaker) -> None:
-    long = speaker.answer("a", None, turns("drip"))
+    long = one_answer(speaker, "a", None, turns("drip"), threading.Event())
     next(long)
     for model in ("b", "c"):
         said(speaker, "pid", model)
@@ -176,9 +195,10 @@ def twin(speaker: ChildSpeaker, tmp_path: Path) -> Iterator[Twin]:
     store.close()
 
 
+@pytest.mark.parametrize("words", ["drip", "ponder"])  # with words already, and before the first
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_hangs_up_stops_its_answer(
-    twin: Twin, tmp_path: Path, *, stream: bool
+    twin: Twin, tmp_path: Path, words: str, *, stream: bool
 ) -> None:
     worker, journal = Worker(twin), Journal(tmp_path / "journal.jsonl", [])
     router = make_router(twin, worker, journal)
@@ -203,7 +223,7 @@ def test_a_client_that_hangs_up_stops_its_answer(
             nonlocal sent
             if not sent:
                 sent = True
-                body = json.dumps(turns("drip", stream=stream)).encode()
+                body = json.dumps(turns(words, stream=stream)).encode()
                 return {"type": "http.request", "body": body, "more_body": False}
             while answers() == 0:
                 await anyio.sleep(0.005)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from maas_client import flow
+from maas_client.cli.main import run_cli
 from maas_client.errors import DatasetError, RunnerError
 from maas_client.plan import DataPlan, make_plan, plan_from_json
 from maas_client.spec.dataset import as_jsonl, check, numbered_rows
@@ -273,6 +274,22 @@ def test_a_hosted_target_refuses_what_only_a_local_run_has(job_folder: Path) -> 
     assert "--target local" in str(raised.value)
     assert "maas convert" in str(raised.value)
     assert local_limits(job.model).tasks == tuple(TASKS)
+
+
+def test_a_tasks_rows_are_written_as_conversations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.csv").write_text(QUOTED)
+    out = tmp_path / "chat.jsonl"
+    words = ["convert", str(tmp_path / "rows.csv"), "--task", "text_classification", "--out"]
+    assert run_cli([*words, str(out)]) == 0
+    assert check(out, "chat_completion").rows == 2
+    assert json.loads(out.read_text().splitlines()[1])["messages"][1]["content"] == "way"
+    assert run_cli([*words, str(out)]) == 1
+    assert "is there already" in capsys.readouterr().err
+    (tmp_path / "rows.csv").write_text("sentence,label\na,\n")
+    assert run_cli([*words, str(tmp_path / "other.jsonl")]) == 1
+    assert not (tmp_path / "other.jsonl").exists()
 
 
 class _Hosted:

@@ -19,11 +19,14 @@ _CONTROL = "/__mock__"
 
 def add_verbs(verbs: Any) -> None:
     """Add the verbs to those of `maas mock`."""
-    made = verbs.add_parser("set", help="capacity, quota, latency")
+    made = verbs.add_parser("set", help="capacity, quota, latency, OpenAI's files")
     made.set_defaults(run=_set)
     made.add_argument("--capacity", type=int, help="jobs at once; the rest queue")
     made.add_argument("--quota", metavar="jobs=N,endpoints=N,models=N", help="`none` for no end")
     made.add_argument("--latency", help=f"{', '.join(PROFILES)}, or milliseconds")
+    made.add_argument("--weights", choices=("on", "off"),
+                      help="a job's adapter in its result files on OpenAI's wire (no service)")  # fmt: skip
+    made.add_argument("--file-bytes", type=int, help="how large a file of rows may be on that wire")
     _add_fault(verbs)
     made = verbs.add_parser("time", help="what time it is for simulated jobs; faster, or ahead")
     made.set_defaults(run=_time)
@@ -77,6 +80,10 @@ def _set(options: argparse.Namespace) -> int:
         change["capacity"] = options.capacity
     if options.quota is not None:
         change["quota"] = _quota(options.quota)
+    if options.weights is not None:
+        change["weights"] = options.weights == "on"
+    if options.file_bytes is not None:
+        change["file_bytes"] = options.file_bytes
     if (given := options.latency) is not None:
         is_number = re.fullmatch(r"\d+(\.\d+)?", given)
         change["latency"] = [{"median_ms": float(given)}] if is_number else given

@@ -21,6 +21,7 @@ from local_runner.mock_server.engine import Engine, tail
 from local_runner.mock_server.server import Options, log_to_stderr, serve, state_of
 from local_runner.mock_server.twin import DEFAULT_AS_OF, Site
 from maas_client.errors import MaasError
+from maas_client.spec import catalog_file
 from maas_client.spec.home import OWN_BASES, mock_home
 
 _START_SECONDS = 60
@@ -108,6 +109,17 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _fix_catalog() -> None:
+    """Read the catalogue now, and have every child read the same file: a child stands in another folder.
+
+    Raises:
+        SettingsError: the user's own entries are wrong.
+    """
+    if (file := catalog_file.user_file()) is not None:
+        os.environ[catalog_file.VARIABLE] = str(file)
+    catalog_file.load()
+
+
 def _serve(options: argparse.Namespace) -> int:
     if options.detach:
         return _detach(options)
@@ -116,6 +128,7 @@ def _serve(options: argparse.Namespace) -> int:
             f"warning: {options.host} is not loopback: others can reach this mock", file=sys.stderr
         )
     log_to_stderr()
+    _fix_catalog()
     base = Path(options.base)
     # A restarted server, or a child of it, may stand in another folder.
     is_path = options.base not in OWN_BASES and base.is_dir()

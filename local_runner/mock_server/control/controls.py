@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from local_runner.mock_server.errors import ServiceError, user_error
 from local_runner.mock_server.store import Store
+from maas_client.spec import dataset
 
 _KIND, _KEY = "controls", "now"
 _MAX_SECONDS = 3600.0
@@ -112,6 +113,10 @@ class Settings(_Part):
     capacity: int = Field(default=1, ge=1)
     """Jobs that run at once; the rest are queued."""
     quota: Quota = Quota()
+    weights: bool = False
+    """Whether OpenAI's doors hand out a job's adapter among its result files. The service never does."""
+    file_bytes: int = Field(default=dataset.MAX_BYTES, ge=1)
+    """How large a file of rows may be at OpenAI's doors; the default is the service's."""
     latency: tuple[Latency, ...] = ()
     """The first that covers a request counts."""
     faults: tuple[Fault, ...] = ()

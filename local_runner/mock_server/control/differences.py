@@ -28,6 +28,8 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
         "service, and the job then fails with that reason.",
         "A job's name may be used again once the job is deleted (the service's rule is not recorded); the "
         "model that the first one registered stays.",
+        "A system turn that the base's chat template has no place for (Phi-3-medium's drops it) is put "
+        "before the next user turn, in training and at the endpoints; what the service does is not recorded.",
         "Managed compute is a name with a size: no node is started, and the job runs on this machine.",
         "Of pipeline jobs, those of the registry's chat-completion component run, as one fine-tuning run; "
         "evaluation steps write no scores.",
@@ -63,7 +65,10 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
         "writes at most 20 lines of metrics.",
         "`tools`, `logprobs`, penalties and JSON formats are refused, as the engine has none of them. "
         "Content filters are not modelled: there are no `prompt_filter_results`.",
-        "Several answers come one after another.",
+        "Result files hold no weights, as on the service; after `maas mock set --weights on` the adapter's "
+        "two files are among them. `--file-bytes` takes larger files of rows than the service's 512 MB.",
+        "Several answers (`n`) are made side by side, each with a seed of its own that follows the "
+        "request's.",
         "Files lie in the workspace's storage under `openai/`.",
     ),
     "Storage": (

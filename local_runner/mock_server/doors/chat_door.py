@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
-from local_runner.mock_server.chat import Piece
+from local_runner.mock_server.chat import Piece, one_answer
 from local_runner.mock_server.credentials import same
 from local_runner.mock_server.doors import served
 from local_runner.mock_server.doors.questions import checked, spoken
@@ -74,21 +74,21 @@ class _Door:
         try:
             endpoint = self._endpoint(call)
             question = checked(call.json())
-            pieces = self._twin.speaker.answer(
-                endpoint["base_model"], served.adapter(self._twin, endpoint), question
-            )
+            asked = (endpoint["base_model"], served.adapter(self._twin, endpoint))
             frame = {
                 "id": f"chatcmpl-{uuid.uuid4().hex}",
                 "created": int(time.time()),
                 "model": endpoint["model"],
             }
             if question["stream"]:
+                pieces = one_answer(self._twin.speaker, *asked, question, call.gone)
                 first = next(pieces)  # a refusal comes before the first word, as an error
                 return Reply(
                     body=_stream(frame, first, pieces, usage=question["usage"]),
                     media_type="text/event-stream",
                 )
-            return Reply(body=_whole(frame, spoken(pieces, call.gone)))
+            (said,) = spoken(self._twin.speaker.answers(*asked, [question], call.gone))
+            return Reply(body=_whole(frame, said))
         except ServiceError as error:
             return Reply(error.status, openai_body(error), error.headers)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from local_runner.mock_server.chat import Piece
-from local_runner.mock_server.errors import ServiceError, user_error
+from local_runner.mock_server.errors import user_error
 
 _MOST_STOPS = 4
 _ROLES = ("system", "user", "assistant", "tool", "developer")
@@ -101,22 +100,20 @@ def scored(body: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
     return [checked({**words, "messages": _turns(talk)}) for talk in conversations], several
 
 
-def spoken(
-    pieces: Iterator[Piece], gone: threading.Event | None = None
-) -> tuple[str, dict[str, Any]]:
-    """The whole answer and its last piece, which says how it ended.
+def spoken(pieces: Iterator[tuple[int, Piece]]) -> list[tuple[str, dict[str, Any]]]:
+    """The whole answers, by place, each with its last piece, which says how it ended.
 
     Raises:
-        ServiceError: nobody waits for it any more; the model stops.
+        ServiceError: they were not made, or nobody waits for them any more.
     """
-    text, end = "", {}
-    for piece in pieces:
-        if gone is not None and gone.is_set():
-            pieces.close()  # type: ignore[attr-defined]  # a generator; its end stops the model
-            raise ServiceError(499, "ClientClosedRequest", "The client has hung up.")
-        text += piece.get("delta", "")
-        end = dict(piece)
-    return text, end
+    words: dict[int, list[str]] = {}
+    ends: dict[int, dict[str, Any]] = {}
+    for place, piece in pieces:
+        if piece.get("done"):
+            ends[place] = dict(piece)
+        else:
+            words.setdefault(place, []).append(piece["delta"])
+    return [("".join(words.get(place, ())), end) for place, end in sorted(ends.items())]
 
 
 def _object(value: Any) -> Mapping[str, Any]:

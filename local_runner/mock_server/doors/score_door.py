@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
-from typing import Any
 
 from local_runner.mock_server.credentials import same
 from local_runner.mock_server.doors import served
@@ -40,16 +38,13 @@ class _Door:
         deployment = self._deployment(endpoint, call.headers.get(_DEPLOYMENT, ""))
         try:
             questions, several = scored(call.json())
-            texts = [self._answer(deployment, question, call.gone) for question in questions]
+            weights, speaker = served.adapter(self._twin, deployment), self._twin.speaker
+            said = speaker.answers(deployment["base_model"], weights, questions, call.gone)
+            texts = [text for text, _ in spoken(said)]
         except ServiceError as error:
             raise _of_the_model(error) from error
         headers = {_DEPLOYMENT: deployment["name"]}
         return Reply(body={"output": texts if several else texts[0]}, headers=headers)
-
-    def _answer(self, deployment: Body, question: dict[str, Any], gone: threading.Event) -> str:
-        weights = served.adapter(self._twin, deployment)
-        pieces = self._twin.speaker.answer(deployment["base_model"], weights, question)
-        return spoken(pieces, gone)[0]
 
     def _endpoint(self, call: Call) -> Body:
         endpoint = self._twin.store.get("online", call.params["name"].lower())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 import uuid
 from collections.abc import Generator, Iterator, Mapping
@@ -65,6 +64,12 @@ class _Asked:
     name: str
     count: int
 
+    def questions(self) -> list[dict[str, Any]]:
+        """One for each answer: several of one seed would all be the same."""
+        seed = self.question["seed"]
+        seeds = [None if seed is None else (seed + place) % 2**63 for place in range(self.count)]
+        return [self.question | {"seed": each} for each in seeds]
+
     def frame(self) -> dict[str, Any]:
         return {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -80,9 +85,10 @@ class _Door:
 
     def chat(self, call: Call) -> Reply:
         asked = self._read(call)
-        answers = (self._answer(asked, place) for place in range(asked.count))
+        served, questions = asked.served, asked.questions()
+        answers = self._twin.speaker.answers(served.base, served.adapter, questions, call.gone)
         if not asked.question["stream"]:
-            return Reply(body=_whole(asked.frame(), answers, call.gone))
+            return Reply(body=_whole(asked.frame(), spoken(answers)))
         pieces = _chunks(asked, answers)
         first = next(pieces)  # a refusal comes before the first word, as an error
         return Reply(body=_told(first, pieces), media_type="text/event-stream")
@@ -110,12 +116,6 @@ class _Door:
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= _MOST_ANSWERS:
             raise invalid(f"n must be a whole number from 1 to {_MOST_ANSWERS}.", param="n")
         return _Asked(_question(given), served, served.name, count)
-
-    def _answer(self, asked: _Asked, place: int) -> Iterator[Piece]:
-        question, seed = asked.question, asked.question["seed"]
-        # Several answers of one seed would all be the same.
-        again = question | {"seed": None if seed is None else (seed + place) % 2**63}
-        return self._twin.speaker.answer(asked.served.base, asked.served.adapter, again)
 
 
 def _refuse(given: Mapping[str, Any]) -> None:
@@ -163,26 +163,22 @@ def _question(given: dict[str, Any]) -> dict[str, Any]:
         raise invalid(error.message, param=param, code=error.inner) from error
 
 
-def _whole(
-    frame: dict[str, Any], answers: Iterator[Iterator[Piece]], gone: threading.Event
-) -> dict[str, Any]:
-    choices, usages = [], []
-    for place, pieces in enumerate(answers):
-        words, end = spoken(pieces, gone)
-        choices.append(
-            {
-                "index": place,
-                "message": {"role": "assistant", "content": words, "refusal": None},
-                "finish_reason": end["finish_reason"],
-                "logprobs": None,
-            }
-        )
-        usages.append(end["usage"])
+def _whole(frame: dict[str, Any], said: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    choices = [
+        {
+            "index": place,
+            "message": {"role": "assistant", "content": words, "refusal": None},
+            "finish_reason": end["finish_reason"],
+            "logprobs": None,
+        }
+        for place, (words, end) in enumerate(said)
+    ]
+    usages = [end["usage"] for _, end in said]
     return frame | {"object": "chat.completion", "choices": choices, "usage": _usage(usages)}
 
 
-def _chunks(asked: _Asked, answers: Iterator[Iterator[Piece]]) -> Generator[bytes, None, None]:
-    """The chunks as they are made, one answer after another."""
+def _chunks(asked: _Asked, answers: Iterator[tuple[int, Piece]]) -> Generator[bytes, None, None]:
+    """The chunks as they are made; those of several answers come as they come."""
     frame = asked.frame() | {"object": "chat.completion.chunk"}
     # A client that asked for the usage gets it as null in all chunks but the last.
     told = {"usage": None} if asked.question["usage"] else {}
@@ -191,18 +187,20 @@ def _chunks(asked: _Asked, answers: Iterator[Iterator[Piece]]) -> Generator[byte
         choice = {"index": place, "delta": delta, "finish_reason": reason, "logprobs": None}
         return _sse(frame | {"choices": [choice]} | told)
 
+    begun: set[int] = set()
     usages = []
-    for place, pieces in enumerate(answers):
-        try:
-            piece = next(pieces)
-            yield chunk(place, {"role": "assistant", "content": ""})
-            while not piece.get("done"):
+    try:
+        for place, piece in answers:
+            if place not in begun:
+                begun.add(place)
+                yield chunk(place, {"role": "assistant", "content": ""})
+            if piece.get("done"):
+                usages.append(piece["usage"])
+                yield chunk(place, {}, piece["finish_reason"])
+            else:
                 yield chunk(place, {"content": piece["delta"]})
-                piece = next(pieces)
-            yield chunk(place, {}, piece["finish_reason"])
-            usages.append(piece["usage"])
-        finally:
-            pieces.close()  # type: ignore[attr-defined]  # a generator; its end stops the model
+    finally:
+        answers.close()  # type: ignore[attr-defined]  # a generator; its end stops the model
     if asked.question["usage"]:
         yield _sse(frame | {"choices": [], "usage": _usage(usages)})
 

@@ -37,7 +37,8 @@ def keep(
         "rows": 0,
     }
     if purpose == TUNE:
-        report = dataset.check(twin.blobs.path(blob), "chat_completion", max_bytes=MAX_FILE)
+        most = twin.controls.settings.file_bytes
+        report = dataset.check(twin.blobs.path(blob), "chat_completion", max_bytes=most)
         file["rows"] = report.rows
         if not report.ok:
             words = "; ".join(str(problem) for problem in report.problems[:_SHOWN_PROBLEMS])

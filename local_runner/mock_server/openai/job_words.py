@@ -137,7 +137,8 @@ _WORDS = {
 
 def _told(twin: Twin, job: Body) -> Iterator[_Told]:
     """When, how bad, what, and numbers; those of one moment in their order."""
-    noted = max((kept["noted"] for kept in job["openai"]["checkpoints"]), default=0.0)
+    told = job["openai"].get("noted") or job["openai"]["checkpoints"]
+    noted = max((kept["noted"] for kept in told), default=0.0)
     for state, when in job["history"]:
         at = dt.datetime.fromisoformat(when).timestamp()
         if state == "Completed":  # the engine's end; the last checkpoint was noted after it
@@ -147,7 +148,7 @@ def _told(twin: Twin, job: Body) -> Iterator[_Told]:
     for metric in run_of(twin, job).metrics():
         if metric["step"]:  # else it was measured before anything was trained
             yield _step(metric)
-    for kept in job["openai"]["checkpoints"]:
+    for kept in told:  # those too that have gone since: what was told once stays told
         words = f"Checkpoint created at step {kept['step']}: {kept['model']}"
         # When it was noted, not when it was written: no event comes to stand before one that was read.
         yield kept["noted"], "info", words, {}

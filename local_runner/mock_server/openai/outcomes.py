@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from local_runner.mock_server.lifecycle import move
@@ -11,6 +13,8 @@ from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import Twin
 from maas_client.spec.rundir import EPOCH_FILE, RunDir, read_json
 
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_PIECE = 1024 * 1024
 _TOKEN_BYTES = 4
 """Bytes of a token, where nothing has counted them: a simulation reads no rows."""
 
@@ -51,7 +55,14 @@ def note_checkpoints(twin: Twin, job: Body, run: RunDir) -> None:
     for kept in before:
         if kept["model"] not in {one["model"] for one in found}:
             models.forget(twin, kept["model"])
-    _change(twin, job, checkpoints=found)
+    told = job["openai"].get("noted") or before
+    known = {one["model"] for one in told}
+    new = [
+        {key: one[key] for key in ("model", "step", "noted")}
+        for one in found
+        if one["model"] not in known
+    ]
+    _change(twin, job, checkpoints=found, noted=[*told, *new])
 
 
 def publish(twin: Twin, job: Body, run: RunDir) -> None:
@@ -68,10 +79,25 @@ def publish(twin: Twin, job: Body, run: RunDir) -> None:
     )
     if own["result_files"]:
         return
+    kept = [_result(twin, "results.csv", [job_words.table(twin, job).encode()])]
+    if twin.controls.settings.weights:
+        parts = (run.adapter / name for name in _ADAPTER)
+        kept += [_result(twin, part.name, _pieces(part)) for part in parts]
+    _change(twin, job, result_files=kept, trained_tokens=_tokens(job, run))
+
+
+def _result(twin: Twin, name: str, pieces: Iterable[bytes]) -> str:
+    """Keep a result file; its id."""
     upload = twin.blobs.begin()
-    upload.write([job_words.table(twin, job).encode()])
-    made = files.keep(twin, upload, "results.csv", purpose=files.RESULTS)
-    _change(twin, job, result_files=[made["id"]], trained_tokens=_tokens(job, run))
+    for piece in pieces:
+        upload.write([piece])
+    return str(files.keep(twin, upload, name, purpose=files.RESULTS)["id"])
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while piece := stream.read(_PIECE):
+            yield piece
 
 
 def _change(twin: Twin, job: Body, **fields: Any) -> None:

@@ -205,6 +205,7 @@ def _remembered(asked: Request, short: str, numbers: dict[str, Any]) -> dict[str
         "result_files": [],
         "trained_tokens": None,
         "checkpoints": [],
+        "noted": [],
     }
 
 

@@ -15,7 +15,7 @@ from maas_client.spec.job import FineTuningJob
 from maas_client.spec.limits import Limits, hosted_limits
 from maas_client.spec.loading import dump_job
 from maas_client.spec.rundir import RunDir
-from maas_client.targets.azure_ml import findings, unpack, words
+from maas_client.targets.azure_ml import findings, machines, unpack, words
 from maas_client.targets.azure_ml.child import Child
 from maas_client.targets.azure_ml.log import EventLog
 from maas_client.targets.base import Finding
@@ -51,7 +51,7 @@ class AzureMLTarget:
         self._logs: dict[str, EventLog] = {}
 
     def limits(self, job: FineTuningJob) -> Limits:
-        return hosted_limits(
+        limits = hosted_limits(
             job.model,
             target=self.name,
             managed_compute=job.managed_compute,
@@ -59,6 +59,7 @@ class AzureMLTarget:
             today=dt.datetime.now(dt.UTC).date(),
             retirement_refuses=False,  # the service decides; we warn
         )
+        return machines.with_machines(limits, job, self._child, self._settings)
 
     def submit(self, plan: Plan) -> Job:
         """Send the job; local rows are uploaded first.

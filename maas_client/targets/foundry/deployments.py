@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from maas_client.errors import AuthError, NotFoundError, TargetError
+from maas_client.errors import AuthError, ConflictError, NotFoundError, TargetError
 from maas_client.jobs import Endpoint
 from maas_client.settings import FoundrySettings
 from maas_client.targets.foundry import words
@@ -48,8 +48,16 @@ class Deployments:
         """Serve a model; returns when it answers.
 
         Raises:
+            ConflictError: another model is served under that name; ARM would replace it silently.
             TargetError: the service could not bring it up.
         """
+        with contextlib.suppress(NotFoundError):
+            before = self.get(name)
+            if before.model.casefold() != model.casefold():
+                raise ConflictError(
+                    f"deployment {name} already serves {before.model}, not {model}",
+                    hint="Name another with --endpoint, or `maas undeploy` this one first.",
+                )
         body = words.deployment_body(model, sku=self._settings.deployment_sku)
         self._arm().put(self._path(name), body)
         found = self._wait(lambda: self.get(name), lambda it: it.state == "creating")

@@ -30,6 +30,15 @@ from maas_client.transport import Transport
 _CHECKPOINTS = "checkpoints.json"
 _RESULTS = "results.csv"
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_MOST = 16 * 1024**3
+"""Bytes that a job's files may have, fetched or unpacked: a large model's adapter is far smaller."""
+_MOST_TABLE = 256 * 1024**2
+"""The same of a result file, which is read whole."""
+_MOST_MEMBERS = 10_000
+_SWELL = 100
+"""How many times its size an archive may unpack to: weights hardly pack, a bomb packs a thousandfold."""
+_SMALL = 64 * 1024**2
+"""What any archive may unpack to."""
 
 
 def remember(endpoint: str, job_id: str, plan: Plan) -> None:
@@ -43,8 +52,12 @@ def remember(endpoint: str, job_id: str, plan: Plan) -> None:
 
 
 def fetch(line: Transport, ids: Iterable[str], folder: Path) -> list[Path]:
-    """Download result files; their names are the service's."""
-    found = []
+    """Download result files; their names are the service's.
+
+    Raises:
+        TargetError: they are larger than what a job leaves.
+    """
+    found, left = [], _MOST
     for number, file_id in enumerate(ids):
         stored = words.stored_file(line.get(f"/files/{file_id}"))
         name = Path(stored.name).name
@@ -52,6 +65,8 @@ def fetch(line: Transport, ids: Iterable[str], folder: Path) -> list[Path]:
         file.parent.mkdir(parents=True)
         with file.open("wb") as stream:
             for chunk in line.read(f"/files/{file_id}/content"):
+                if (left := left - len(chunk)) < 0:
+                    raise _too_large(f"{stored.name} ({file_id})", "the job's files", _MOST)
                 stream.write(chunk)
         found.append(file)
     return found
@@ -134,6 +149,8 @@ def _kept(endpoint: str, job_id: str) -> Path:
 def _place(run: RunDir, file: Path, times: Mapping[Any, float], at: float) -> None:
     """Put one result file where it belongs, by what it is."""
     if file.suffix == ".csv":
+        if file.stat().st_size > _MOST_TABLE:
+            raise _too_large(file.name, "a result file", _MOST_TABLE)
         for row in words.results(file.read_bytes()):
             append_line(run.metrics_file, {"at": times.get(row.get("step"), at), **row})
         shutil.move(file, run.path / _RESULTS)
@@ -153,12 +170,37 @@ def _unpack_adapter(run: RunDir, file: Path) -> None:
     folder = file.parent / "unpacked"
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as packed:
-            packed.extractall(folder)  # noqa: S202 - zipfile keeps to the folder by itself
+            _bound(file, (member.file_size for member in packed.infolist()))
+            packed.extractall(folder)  # noqa: S202 - zipfile keeps to the folder and to those sizes
     else:
         with tarfile.open(file) as tape:
+            _bound(file, (member.size for member in tape))
             plain = [member for member in tape if member.isfile() or member.isdir()]
             tape.extractall(folder, plain, filter="data")  # no links: the folder is moved later
     configs = sorted(folder.rglob(_ADAPTER[0]), key=lambda found: len(found.parts))
     if not configs:
         raise TargetError(f"{file.name} holds no adapter: no {_ADAPTER[0]} is in it")
     shutil.move(configs[0].parent, run.adapter)
+
+
+def _bound(file: Path, sizes: Iterable[int]) -> None:
+    """Look at what an archive says that is in it, before any of it is written.
+
+    Raises:
+        TargetError: it is more than an adapter, as of an archive that is made to fill a disk.
+    """
+    most = min(_MOST, max(_SMALL, _SWELL * file.stat().st_size))
+    total = 0
+    for count, size in enumerate(sizes, 1):
+        total += size
+        if total > most or count > _MOST_MEMBERS:
+            raise _too_large(
+                file.name, f"an archive of {file.stat().st_size:,} bytes, unpacked,", most
+            )
+
+
+def _too_large(what: str, kind: str, most: int) -> TargetError:
+    return TargetError(
+        f"{what} is not taken: {kind} may have at most {most:,} bytes",
+        hint="Nothing was kept. If it is what you expect, download it with the service's own tools.",
+    )

@@ -251,7 +251,8 @@ class KaitoTarget:
                 word = JobStatus.SUCCEEDED
         error = words.reason(there, pods) if word is JobStatus.FAILED else None
         if word.is_terminal:
-            self._note(name, {_ENDED: str(word)})
+            with contextlib.suppress(AuthError):  # who may only look writes nothing down
+                self._note(name, {_ENDED: str(word)})
         return words.job(there, word, target=self.name, error=error)
 
     def _gone(self, record: Object) -> Job:
@@ -297,7 +298,7 @@ class KaitoTarget:
         try:
             plan = json.loads((self._record(name) or {}).get("data", {})["plan.json"])
             return int(plan["hyperparameters"]["logging_steps"]["value"])
-        except (KeyError, TypeError, ValueError):
+        except (AuthError, KeyError, TypeError, ValueError):
             return default
 
     def _record(self, name: str) -> Object | None:

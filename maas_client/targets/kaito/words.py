@@ -107,7 +107,7 @@ def job(workspace: Raw, word: JobStatus, *, target: str, error: str | None = Non
 def events(
     workspace: Raw, found: Job, lines: Iterable[tuple[float, str]], every: int
 ) -> list[Event]:
-    """What happened, in an order that no later look changes: queued, the node, running, the log, the end.
+    """What happened, in an order that no later look changes: the node, running, the log, the end.
 
     Args:
         workspace: as the cluster shows it.
@@ -117,9 +117,10 @@ def events(
     """
     told = conditions(workspace)
     begun = found.created_at or 0.0
-    rows: list[tuple[float, EventKind, str, dict[str, Any]]] = [_stands(begun, JobStatus.QUEUED)]
+    rows: list[tuple[float, EventKind, str, dict[str, Any]]] = []
     log = list(lines)
-    has_begun = bool(log) or found.status is not JobStatus.QUEUED
+    stopped = found.status is JobStatus.CANCELLED and _STARTED not in told
+    has_begun = bool(log) or not (stopped or found.status is JobStatus.QUEUED)
     if (node := told.get(_RESOURCES)) or has_begun:
         text = (node or {}).get("message") or "no word of the node yet"
         rows.append((_when(node, begun), "log", f"node: {redact(text)}", {}))
@@ -127,7 +128,7 @@ def events(
         rows.append(_stands(_when(told.get(_STARTED), begun), JobStatus.RUNNING))
         rows += _log_rows(log, every)
     if found.status.is_terminal:
-        at = found.ended_at or rows[-1][0]
+        at = found.ended_at or (rows[-1][0] if rows else begun)
         text = f"{found.status}: {found.error}" if found.error else str(found.status)
         rows.append((at, "status", text, {"status": str(found.status)}))
     return [Event(number, *row) for number, row in enumerate(rows, 1)]
