@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from local_runner.memory import is_out_of_memory
 from maas_client.errors import RunnerError
 
 
@@ -48,9 +49,10 @@ def in_our_words(error: Exception) -> Exception:
             f"the disk is full: {text}",
             hint="Free some space and run it again: it resumes from its last checkpoint.",
         )
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+    if is_out_of_memory(error):
         return RunnerError(
             f"there is not enough memory: {text}",
-            hint="Lower per_device_train_batch_size or max_seq_length, and plan again.",
+            hint="Set auto_find_batch_size, or lower per_device_train_batch_size or max_seq_length, and "
+            "plan again.",
         )
     return RunnerError(text) if isinstance(error, OSError) else error

@@ -70,7 +70,7 @@ def _found(base: str | None, model: str) -> Base:
     return _base(_from_hub(hub_id), hub_id, hub_id, hub_id)
 
 
-def load(base: Base, *, dtype: str = "float32") -> Any:
+def load(base: Base, *, dtype: str = "float32", quantization: Any = None) -> Any:
     """The model on the CPU, without gradients.
 
     The heads of its files are read first: nothing is loaded of a checkpoint that is not whole. Weights that
@@ -79,6 +79,7 @@ def load(base: Base, *, dtype: str = "float32") -> Any:
     Args:
         base: where it is.
         dtype: `float32`, `bfloat16` or `float16`.
+        quantization: how transformers is to round the projections while it reads them.
 
     Raises:
         BaseModelError: it is no architecture of the family, its files are broken, or a weight is not finite.
@@ -104,6 +105,7 @@ def load(base: Base, *, dtype: str = "float32") -> Any:
             base.folder,
             config=shape,
             dtype=dtype,
+            quantization_config=quantization,
             attn_implementation="sdpa",
             use_safetensors=True,
             local_files_only=True,
