@@ -189,7 +189,7 @@ def broken(folder: Path, **changes: Any) -> Path:
     [
         ({"cut": 5000}, r"cut off.* is not whole, nor are \d+ more"),
         ({"cut": 300}, "no safetensors file"),
-        ({"config": {"model_type": "llama"}}, "architecture 'llama'"),
+        ({"config": {"model_type": "llama"}}, "is 'llama'; the runner trains phi3"),
         ({"config": {"intermediate_size": 96}}, "another shape"),
         ({"config": {"num_hidden_layers": 3}}, "missing: model.layers.2"),
     ],
