@@ -197,7 +197,7 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
     )
     steps = count_steps(len(rows), plan.values)
     rate = rates(plan, steps)
-    model = adapters.attach(bases.load(base), plan, name=base.name)
+    model = adapters.attach(bases.load(base, dtype=bases.held_in(plan)), plan, name=base.name)
     tokens = sum(len(row.ids) for row in rows)
     words = f"{len(rows)} rows, {tokens:,} tokens, {len(held_out)} held out, {steps} steps"
     tell("log", words, {"tokens": tokens})
@@ -210,7 +210,7 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
         plan=plan,
         base=base,
         model=model,
-        learner=open_learner(model, pad_id=tokenizer.eos_id),
+        learner=open_learner(model, pad_id=tokenizer.eos_id, thrift=plan.thrift),
         optimizer=make_optimizer(model, plan),
         rate=rate,
         rows=rows,

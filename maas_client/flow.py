@@ -38,6 +38,7 @@ from maas_client.spec.dataset import as_jsonl, check
 from maas_client.spec.job import NAME, DataInput, FineTuningJob
 from maas_client.spec.limits import Limits
 from maas_client.spec.loading import load_job
+from maas_client.spec.memory import read_size
 from maas_client.spec.rundir import RunDir
 from maas_client.spec.tables import format_of
 from maas_client.targets import runner
@@ -111,7 +112,12 @@ def track(
 
 
 def plan_job(
-    job_file: str | Path, target: Target, *, base: str | None = None, name: str | None = None
+    job_file: str | Path,
+    target: Target,
+    *,
+    base: str | None = None,
+    name: str | None = None,
+    max_memory: str | None = None,
 ) -> Plan:
     """Load a job file, check its rows, count its tokens, and ask the target's limits.
 
@@ -121,9 +127,10 @@ def plan_job(
         base: the weights a local run starts from, or whose tokenizer counts: a folder, a hub id,
             `stand-in`, `tiny` or `tiny-phi-3-small`. Without it, the model's own from the Hugging Face cache.
         name: the job's name, instead of the file's.
+        max_memory: what a local run may take: `6GB`, `512MiB`.
 
     Raises:
-        SpecError: the file is wrong.
+        SpecError: the file, or `max_memory`, is wrong.
         PlanError: the target would refuse the job.
         BaseModelError: a local run has no weights to start from.
     """
@@ -145,6 +152,7 @@ def plan_job(
     info, tokens = None, None
     local = target if isinstance(target, LocalTarget) else None
     base = base or (local.base if local else None)
+    most = max_memory or (local.max_memory if local else None)
     if training.report and training.report.ok:
         trains = local is not None and local.engine == "train"
         info, tokens = _base_and_tokens(job, limits, training, base, trains=trains)
@@ -156,6 +164,7 @@ def plan_job(
         base=info if local else None,
         tokens=tokens,
         threads=runner.threads() if local else None,
+        max_memory=_size(most) if most else None,
     )
 
 
@@ -327,6 +336,13 @@ def _sent(job: FineTuningJob, training: DataPlan, validation: DataPlan | None) -
         if data is not None and data.converted_from
     }
     return job.model_copy(update=made)
+
+
+def _size(text: str) -> int:
+    try:
+        return read_size(text)
+    except ValueError as error:
+        raise SpecError(f"--max-memory: {error}") from error
 
 
 def _base_and_tokens(

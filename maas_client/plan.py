@@ -16,6 +16,7 @@ from maas_client.spec.dataset import DatasetReport
 from maas_client.spec.hyperparameters import KNOBS, Value, read
 from maas_client.spec.job import FineTuningJob
 from maas_client.spec.limits import Limits
+from maas_client.spec.memory import Rows, Shape, Thrift, is_forecast, settle, size_words
 from maas_client.spec.tasks import TASKS
 
 Treatment = Literal["given", "default", "ignored", "refused"]
@@ -48,9 +49,13 @@ class BaseInfo:
     """Whether it is another model than the job names."""
     remarks: tuple[str, ...] = ()
     """What its tokenizer has that the catalogue's model has not."""
+    shape: Shape | None = None
+    """Its sizes; None where the memory of its architecture is not forecast."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "remarks", tuple(self.remarks))  # JSON has lists
+        if isinstance(self.shape, Mapping):
+            object.__setattr__(self, "shape", Shape(**self.shape))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,6 +74,8 @@ class TokenCount:
     """Rows longer than max_seq_length."""
     counted_by: str
     """The tokenizer in words; a stand-in says that it is one."""
+    longest_kept: int = 0
+    """Tokens of the longest row, after it is cut; 0 where it was not counted."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -100,6 +107,8 @@ class Forecast:
 
     cost_usd: float | None = None
     memory_bytes: int | None = None
+    memory: Mapping[str, int] | None = None
+    """What the bytes are for, by part."""
     seconds: float | None = None
 
 
@@ -119,6 +128,10 @@ class Plan:
     steps: int | None = None
     """Optimizer steps; None where the rows are elsewhere."""
     forecast: Forecast = field(default_factory=Forecast)
+    max_memory: int | None = None
+    """Bytes that the run may take."""
+    thrift: Thrift | None = None
+    """How it spares memory to stay within them; None: as it would without the bound."""
     warnings: tuple[str, ...] = ()
     billed: bool = False
     key: str = ""
@@ -168,6 +181,8 @@ class Plan:
             "tokens": self.tokens.to_json() if self.tokens else None,
             "steps": self.steps,
             "forecast": asdict(self.forecast),
+            "max_memory": self.max_memory,
+            "thrift": asdict(self.thrift) if self.thrift else None,
             "warnings": list(self.warnings),
             "billed": self.billed,
         }
@@ -182,6 +197,7 @@ def make_plan(
     base: BaseInfo | None = None,
     tokens: TokenCount | None = None,
     threads: int | None = None,
+    max_memory: int | None = None,
 ) -> Plan:
     """Decide whether the target takes the job, and with which values.
 
@@ -193,6 +209,7 @@ def make_plan(
         base: the local weights, for a run that starts from them.
         tokens: what the base model's tokenizer counted, or None for unknown.
         threads: threads of a local run.
+        max_memory: bytes that a local run may take.
 
     Raises:
         PlanError: with every reason at once.
@@ -209,10 +226,12 @@ def make_plan(
         problems += _data_problems(name, data, limits)
     if tokens is not None and not tokens.trained:
         problems.append(Problem("no token of the training data would be trained", code="no_loss"))
+    values = {entry.key: entry.value for entry in resolved if entry.treatment != "ignored"}
+    thrift, forecast, unfit = _memory(values, base, tokens, threads, max_memory)
+    problems += unfit
     if problems:
         count = "1 reason" if len(problems) == 1 else f"{len(problems)} reasons"
         raise PlanError(f"{limits.target} would refuse the job: {count}", problems=tuple(problems))
-    values = {entry.key: entry.value for entry in resolved if entry.treatment != "ignored"}
     rows = training.report.rows if training.report else None
     stand_in = (
         [f"Trains {base.label}, not {job.model.asset_name}."] if base and base.stand_in else []
@@ -227,6 +246,9 @@ def make_plan(
         base=base,
         tokens=tokens,
         steps=count_steps(rows, values) if rows else None,
+        forecast=forecast,
+        max_memory=max_memory,
+        thrift=thrift,
         warnings=(
             *limits.warnings,
             *stand_in,
@@ -238,6 +260,30 @@ def make_plan(
         ),
         billed=limits.hosts,
     )
+
+
+def _memory(
+    values: Mapping[str, Any],
+    base: BaseInfo | None,
+    tokens: TokenCount | None,
+    threads: int | None,
+    most: int | None,
+) -> tuple[Thrift | None, Forecast, list[Problem]]:
+    """How the run spares memory, what it will take, and why it cannot stay within its bound."""
+    shape = base.shape if base else None
+    if not (shape and tokens and tokens.longest_kept and threads and is_forecast(values)):
+        why = "the memory of this model, method or target is not forecast, so no bound can be kept"
+        hint = "Leave --max-memory out."
+        refused = [Problem(f"--max-memory: {why}", hint=hint, code="memory")] if most else []
+        return None, Forecast(), refused
+    a_step = batch_size(values) * int(values.get("gradient_accumulation_steps") or 1)
+    rows = Rows(tokens.total, tokens.trained, tokens.longest_kept, a_step)
+    thrift, parts, advice = settle(shape, values, rows, threads=threads, most=most)
+    forecast = Forecast(memory_bytes=parts.total, memory=asdict(parts))
+    if most is None or not advice:
+        return thrift, forecast, []
+    words = f"--max-memory is {size_words(most)}; the run takes at least {size_words(parts.total)}"
+    return None, forecast, [Problem(words, hint=advice, code="memory")]
 
 
 def resolve(job: FineTuningJob, limits: Limits) -> tuple[Resolved, ...]:
@@ -294,6 +340,8 @@ def plan_from_json(raw: Mapping[str, Any]) -> Plan:
         tokens=TokenCount(**tokens) if tokens else None,
         steps=raw.get("steps"),
         forecast=Forecast(**raw.get("forecast", {})),
+        max_memory=raw.get("max_memory"),
+        thrift=Thrift(**thrift) if (thrift := raw.get("thrift")) else None,
         warnings=tuple(raw.get("warnings", ())),
         billed=bool(raw.get("billed")),
     )

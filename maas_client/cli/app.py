@@ -15,6 +15,7 @@ from maas_client.cli.options import (
     DryRun,
     JobFile,
     Json,
+    MaxMemory,
     MLflow,
     Name,
     New,
@@ -64,6 +65,7 @@ def plan(
     job_file: JobFile,
     target: TargetName = "local",
     base: Base = None,
+    max_memory: MaxMemory = None,
     as_json: Json = False,
 ) -> None:
     """Show what will happen: values and their sources, rows, tokens, steps, warnings."""
@@ -72,7 +74,8 @@ def plan(
 
     place = flow.open_target(target)
     try:
-        render.plan(flow.plan_job(job_file, place, base=base), as_json=as_json)
+        ready = flow.plan_job(job_file, place, base=base, max_memory=max_memory)
+        render.plan(ready, as_json=as_json)
     except PlanError:
         if not as_json:  # the table shows which values were refused; the error says why
             render.refused(job_file, place)
@@ -92,6 +95,7 @@ def run(
     simulate: Simulate = False,
     mlflow: MLflow = None,
     tensorboard: TensorBoard = None,
+    max_memory: MaxMemory = None,
     as_json: Json = False,
 ) -> None:
     """Submit a job, follow it, and download what it left.
@@ -102,7 +106,7 @@ def run(
 
     engine = "simulate" if simulate else "train"
     place = flow.open_target(target, engine=engine, mlflow=mlflow, tensorboard=tensorboard)
-    ready = flow.plan_job(job_file, place, base=base, name=name)
+    ready = flow.plan_job(job_file, place, base=base, name=name, max_memory=max_memory)
     render.plan_brief(ready, as_json=as_json)
     with parcels.uploads(place, as_json=as_json):
         handle = flow.submit(ready, place, new=new)
@@ -141,6 +145,7 @@ def submit(
     new: New = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
     dry_run: DryRun = None,
+    max_memory: MaxMemory = None,
     as_json: Json = False,
 ) -> int:
     """Start a job, once. With --wait, the exit code is the job's.
@@ -151,7 +156,7 @@ def submit(
     from maas_client import flow
 
     place = flow.open_target(target)
-    ready = flow.plan_job(job_file, place, base=base, name=name)
+    ready = flow.plan_job(job_file, place, base=base, name=name, max_memory=max_memory)
     if dry_run is not None:
         render.line(flow.manifest(ready, place, server=dry_run == "server").rstrip())
         place.close()
