@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check soak bench matrix live clean
+.PHONY: demo demo-phi-3-mini demo-phi-3-small test check soak bench matrix live clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   the main job end to end, on this machine, with no account and no GPU"
+	@echo "            MODEL=phi-3-small: the same on a tiny random Phi-3-small, on managed compute"
 	@echo "make test   every test (under 10 minutes)"
 	@echo "make check  format, lint, types, import contracts, quick tests"
 	@echo "make matrix every call under azure-ai-ml 1.28, 1.32 and 1.35, against the mock (ten minutes)"
@@ -36,9 +37,17 @@ $(VENV)/llama-vocab.gguf: | $(VENV)/.ready
 	-tar xzOf $(VENV)/llama/llama_cpp_python-0.1.79.tar.gz $(LLAMA_FILE) > $@.new && mv $@.new $@
 	rm -rf $(VENV)/llama $@.new
 
-demo: $(VENV)/.ready
+# phi-3-mini, for which the stand-in stands; or phi-3-small, a tiny random one.
+MODEL ?= phi-3-mini
+
+demo: demo-$(MODEL)
+
+demo-phi-3-mini: $(VENV)/.ready
 	$(BIN)/maas stand-in install
 	$(BIN)/python samples/support-agent/demo.py
+
+demo-phi-3-small: $(VENV)/.ready
+	$(BIN)/python samples/phi-3-small/demo.py
 
 # Three at a time: most of a test's life is waiting for a process to start.
 test: $(VENV)/.ready $(VENV)/llama-vocab.gguf
@@ -69,6 +78,7 @@ bench: $(VENV)/.ready .peers/moto/bin/moto_server
 	$(BIN)/python benchmarks/upload_memory.py --write benchmarks/README.md
 	$(BIN)/python -m benchmarks.foundry_uploads --write benchmarks/README.md
 	$(BIN)/python benchmarks/serving.py --write benchmarks/README.md
+	$(BIN)/python benchmarks/sparse_attention.py --write benchmarks/README.md
 
 live: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/live -m live -s -p no:randomly

@@ -82,9 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     made = verb("base", _base, "which weights --base names")
     _add_base(made)
     made = verb("count", _count, "count the tokens of a dataset")
-    _add_base(made)
-    _add_data(made)
+    _add_rendered(made)
     made.add_argument("--validation", type=Path, help="held-out rows, counted apart")
+    made = verb("preview", _preview, "the tokens of some rows, and which of them are trained")
+    _add_rendered(made)
+    made.add_argument("--rows", type=int, default=3, help="how many")
+    made.add_argument("--line", type=int, default=1, help="from which line of the file on")
     made = verb("evaluate", _evaluate, "loss and metrics on a dataset, or a benchmark")
     _add_base(made)
     _add_data(made)
@@ -109,6 +112,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", default="chat_completion")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--max-seq-length", type=int, default=-1)
+
+
+def _add_rendered(parser: argparse.ArgumentParser) -> None:
+    """Rows, and how they are put into tokens."""
+    _add_base(parser)
+    _add_data(parser)
+    parser.add_argument("--system-turns", choices=("refuse", "fold"), default="fold")
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -188,7 +198,7 @@ def _count(options: argparse.Namespace) -> int:
 
     base = bases.resolve(options.base, model=options.model)
     length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
-    tokenizer = data.ChatTokenizer(base.folder, model=base.model)
+    tokenizer = data.ChatTokenizer(base.folder, model=base.model, system_turns=options.system_turns)
 
     def tokens(file: Path | None) -> Mapping[str, Any] | None:
         if file is None:
@@ -204,6 +214,26 @@ def _count(options: argparse.Namespace) -> int:
             "validation_tokens": held_out,
         }
     )
+    return 0
+
+
+def _preview(options: argparse.Namespace) -> int:
+    from local_runner import data
+    from local_runner.models import base as bases
+    from local_runner.preview import preview
+
+    base = bases.resolve(options.base, model=options.model)
+    length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
+    tokenizer = data.ChatTokenizer(base.folder, model=base.model, system_turns=options.system_turns)
+    shown = preview(
+        tokenizer,
+        options.data,
+        task=options.task,
+        max_length=length,
+        count=options.rows,
+        line=options.line,
+    )
+    _print({"base": base.info.to_json(), "max_seq_length": length, "rows": shown})
     return 0
 
 

@@ -118,7 +118,10 @@ def check(model: Any, folder: Path) -> None:
         layer = _layer(base, path.removeprefix("base_model.model."))
         width = {"A": "in_features", "B": "out_features"}.get(side)
         if width is None or getattr(layer, width, None) != shape[side == "A"]:
-            raise BaseModelError(f"{folder} is an adapter of another model: {key} does not fit")
+            whose = config.get("base_model_name_or_path") or "it does not say which"
+            raise BaseModelError(
+                f"{folder} is an adapter of another model ({whose}): {key} does not fit"
+            )
     if not shapes:
         raise BaseModelError(f"{folder} holds no tensors")
 

@@ -1,6 +1,6 @@
 """A process that answers: questions come as JSON lines, answers go as JSON lines, many at a time.
 
-    <- {"ready": true, "base": {…}}
+    <- {"ready": true, "base": {…}, "folds_system": false}
     -> {"id": "1", "adapter": null, "messages": […], "max_tokens": 48, "temperature": 0, …}
     -> {"id": "2", …}
     <- {"id": "1", "delta": "Hel"} … {"id": "2", "delta": "…"}
@@ -31,7 +31,8 @@ def serve(base: bases.Base, questions: TextIO, answers: TextIO) -> None:
     """Answer until the input ends."""
     answerer = Answerer(base)
     desk = _Desk(answerer, answers)
-    desk.write({"ready": True, "base": base.info.to_json()})
+    folds = not answerer.tokenizer.template.keeps_system
+    desk.write({"ready": True, "base": base.info.to_json(), "folds_system": folds})
     lines: SimpleQueue[str | None] = SimpleQueue()
     # The next question is read while the others are answered.
     threading.Thread(target=_read, args=(questions, lines), daemon=True).start()

@@ -187,7 +187,8 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
     base = bases.resolve(plan.base.source if plan.base else None, model=plan.job.model.asset_name)
     inputs.check_inputs(plan, base)
     checkpoints.sweep(run_dir)
-    tokenizer = ChatTokenizer(base.folder, model=base.model)
+    system_turns: Any = plan.values.get("system_turns") or "refuse"
+    tokenizer = ChatTokenizer(base.folder, model=base.model, system_turns=system_turns)
     length = max_length(bases.read_config(base.folder), int(plan.values["max_seq_length"] or -1))
     rows = load_examples(tokenizer, Path(plan.training.path), max_length=length, task=plan.job.task)
     held_out = (

@@ -8,10 +8,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from maas_client import submissions
+from maas_client import planning, submissions
 from maas_client.errors import (
     NotFoundError,
-    RunnerError,
+    RunDirError,
     SpecError,
     TargetError,
 )
@@ -19,10 +19,7 @@ from maas_client.evaluation import ended_run
 from maas_client.handle import JobHandle
 from maas_client.jobs import Endpoint, Event, Job, JobStatus
 from maas_client.plan import (
-    BaseInfo,
-    DataPlan,
     Plan,
-    TokenCount,
     make_plan,
 )
 from maas_client.serving import Chat, EndpointLine, LocalLine
@@ -34,13 +31,11 @@ from maas_client.settings import (
     TargetSettings,
     find_target,
 )
-from maas_client.spec.dataset import as_jsonl, check
-from maas_client.spec.job import NAME, DataInput, FineTuningJob
-from maas_client.spec.limits import Limits
+from maas_client.spec.job import NAME, FineTuningJob
 from maas_client.spec.loading import load_job
 from maas_client.spec.memory import read_size
 from maas_client.spec.rundir import RunDir
-from maas_client.spec.tables import format_of
+from maas_client.spec.weights import find_weights
 from maas_client.targets import runner
 from maas_client.targets.base import (
     HostingTarget,
@@ -118,6 +113,7 @@ def plan_job(
     base: str | None = None,
     name: str | None = None,
     max_memory: str | None = None,
+    validation_split: float | None = None,
 ) -> Plan:
     """Load a job file, check its rows, count its tokens, and ask the target's limits.
 
@@ -128,6 +124,8 @@ def plan_job(
             `stand-in`, `tiny` or `tiny-phi-3-small`. Without it, the model's own from the Hugging Face cache.
         name: the job's name, instead of the file's.
         max_memory: what a local run may take: `6GB`, `512MiB`.
+        validation_split: the share of the training rows to validate with, where the job names no
+            validation_data; no question is in both parts.
 
     Raises:
         SpecError: the file, or `max_memory`, is wrong.
@@ -144,27 +142,27 @@ def plan_job(
             )
         job = job.model_copy(update={"name": name})
     limits = target.limits(job)
-    training = _data(job.training_data, job.task, file.parent, limits)
-    validation = (
-        _data(job.validation_data, job.task, file.parent, limits) if job.validation_data else None
-    )
-    job = _sent(job, training, validation)
-    info, tokens = None, None
+    rows = planning.gather(job, file.parent, limits, validation_split=validation_split)
+    job = planning.sent(job, rows)
     local = target if isinstance(target, LocalTarget) else None
     base = base or (local.base if local else None)
     most = max_memory or (local.max_memory if local else None)
-    if training.report and training.report.ok:
+    counted = planning.Counted()
+    if rows.training.report and rows.training.report.ok:
         trains = local is not None and local.engine == "train"
-        info, tokens = _base_and_tokens(job, limits, training, base, trains=trains)
+        counted = planning.count(job, limits, rows, base, trains=trains)
     return make_plan(
         job.rebased(file.parent, Path.cwd()),
         limits,
-        training=training,
-        validation=validation,
-        base=info if local else None,
-        tokens=tokens,
+        training=rows.training,
+        validation=rows.validation,
+        split=rows.split,
+        base=counted.base if local else None,
+        tokens=counted.tokens,
+        validation_tokens=counted.validation_tokens,
         threads=runner.threads() if local else None,
         max_memory=_size(most) if most else None,
+        warnings=counted.warnings,
     )
 
 
@@ -225,6 +223,7 @@ def run(
     *,
     base: str | None = None,
     name: str | None = None,
+    validation_split: float | None = None,
     new: bool = False,
     on_event: OnEvent = lambda _: None,
 ) -> RunDir:
@@ -236,13 +235,15 @@ def run(
         dest: where the files go; a local run without it stays in its own run directory.
         base: see `plan_job`.
         name: see `plan_job`.
+        validation_split: see `plan_job`.
         new: see `submit`.
         on_event: told each event as it happens.
 
     Raises:
         TargetError: the job did not succeed; the message says why.
     """
-    handle = submit(plan_job(job_file, target, base=base, name=name), target, new=new)
+    ready = plan_job(job_file, target, base=base, name=name, validation_split=validation_split)
+    handle = submit(ready, target, new=new)
     for event in handle.follow():
         on_event(event)
     return collect(handle, dest)
@@ -291,17 +292,32 @@ def open_chat(name: str, target: Target, settings: TargetSettings | None = None)
     return Chat(EndpointLine(endpoint.scoring_uri, host.keys(name)[0], ca=ca))
 
 
-def open_local_chat(what: str | Path) -> Chat:
-    """Weights on this machine: a run directory's adapter on its base, or a base alone.
+def open_local_chat(what: str | Path, *, base: str | None = None) -> Chat:
+    """Weights on this machine: an adapter on its base, or a model alone.
 
     Args:
-        what: a run directory, or what `--base` takes.
+        what: a run directory; the folder of an adapter, a model, or an MLflow model, as it was
+            downloaded; or what `--base` takes.
+        base: what to put an adapter on, as for `--base`; None takes what it was trained on.
+
+    Raises:
+        RunDirError: there are no weights in it, or nothing says what their base is.
+        BaseModelError: the base is missing, or the adapter is another model's.
     """
-    if not RunDir(Path(what)).plan_file.exists():
+    folder = Path(what).expanduser()
+    if not folder.is_dir():
+        if base is not None:
+            raise RunDirError(
+                f"{what} is no folder", hint="--base is for the folder of an adapter."
+            )
         return Chat(LocalLine(str(what), model=str(what)))
-    run, done = ended_run(Path(what))
-    base = done.base.source if done.base else None
-    return Chat(LocalLine(base, model=done.job.model.asset_name, adapter=run.adapter))
+    if RunDir(folder).plan_file.exists() and base is None:
+        run, done = ended_run(folder)
+        known = done.base.source if done.base else None
+        return Chat(LocalLine(known, model=done.job.model.asset_name, adapter=run.adapter))
+    found = find_weights(folder, base=base)
+    other = found.trained_on if found.is_mismatched else ""
+    return Chat(LocalLine(found.base, model=found.model, adapter=found.adapter, trained_on=other))
 
 
 def hosting(target: Target) -> HostingTarget:
@@ -317,55 +333,11 @@ def hosting(target: Target) -> HostingTarget:
     return target
 
 
-def _data(data: DataInput, task: str, folder: Path, limits: Limits) -> DataPlan:
-    if data.is_remote:
-        return DataPlan(data.path)
-    file = data.local_path(folder)
-    report = check(file, task)
-    if report.ok and format_of(file) not in limits.formats:
-        made = as_jsonl(report)
-        return DataPlan(str(made), check(made, task), converted_from=str(file))
-    return DataPlan(str(file), report)
-
-
-def _sent(job: FineTuningJob, training: DataPlan, validation: DataPlan | None) -> FineTuningJob:
-    """The job with the files that are made of the user's in their place."""
-    made = {
-        key: getattr(job, key).model_copy(update={"path": data.path})
-        for key, data in (("training_data", training), ("validation_data", validation))
-        if data is not None and data.converted_from
-    }
-    return job.model_copy(update=made)
-
-
 def _size(text: str) -> int:
     try:
         return read_size(text)
     except ValueError as error:
         raise SpecError(f"--max-memory: {error}") from error
-
-
-def _base_and_tokens(
-    job: FineTuningJob, limits: Limits, training: DataPlan, base: str | None, *, trains: bool
-) -> tuple[BaseInfo | None, TokenCount | None]:
-    """What will be trained, and its token count; unknown where there is no tokenizer to count with."""
-    given = job.hyperparameters.get("max_seq_length") or (
-        limits.model.defaults.get("max_seq_length") if limits.model else None
-    )
-    length = int(given) if given and given.lstrip("-").isdigit() else -1
-    try:
-        return runner.count_tokens(
-            base,
-            model=job.model.asset_name,
-            task=job.task,
-            data=Path(training.path),
-            max_seq_length=length if length > 0 else None,
-        )
-    except RunnerError:
-        # A hosted or simulated job needs no weights here; without them its count is unknown.
-        if trains or base is not None:
-            raise
-        return None, None
 
 
 def _found_or_sent(

@@ -30,6 +30,10 @@ class Answer:
 class Line(Protocol):
     """Whoever answers. A body is what a chat-completions endpoint takes."""
 
+    @property
+    def about(self) -> str:
+        """Who answers, in words; a stand-in says that it is one."""
+
     def whole(self, body: Mapping[str, Any]) -> Answer:
         """One answer."""
 
@@ -45,6 +49,11 @@ class Chat:
 
     def __init__(self, line: Line) -> None:
         self._line = line
+
+    @property
+    def about(self) -> str:
+        """Who answers, in words for people; a stand-in says that it is one."""
+        return self._line.about
 
     def ask(
         self,
@@ -99,6 +108,7 @@ class EndpointLine:
         headers: Mapping[str, str] | None = None,
         model: str | None = None,
     ) -> None:
+        self.about = f"answers: {model or 'the endpoint'} at {scoring_uri}"
         shown = headers or {"Authorization": f"Bearer {key}"}
         self._transport = Transport(scoring_uri.rstrip("/"), headers=shown, ca=ca)
         self._model = {} if model is None else {"model": model}
@@ -134,11 +144,25 @@ class LocalLine:
         base: the weights, as for `--base`.
         model: the catalogue's name of the base model.
         adapter: what a job has trained, or None for the base alone.
+        trained_on: another base that the adapter names; empty where it names this one.
     """
 
-    def __init__(self, base: str | None, *, model: str, adapter: Path | None = None) -> None:
+    def __init__(
+        self, base: str | None, *, model: str, adapter: Path | None = None, trained_on: str = ""
+    ) -> None:
         self._answers = Answers(base, model=model)
         self._adapter = adapter
+        self._trained_on = trained_on
+
+    @property
+    def about(self) -> str:
+        label = self._answers.base.label
+        words = [f"answers: {f'the adapter {self._adapter} on ' if self._adapter else ''}{label}"]
+        if self._trained_on:
+            words.append(f"warning: the adapter says that it was trained on {self._trained_on}")
+        if self._answers.folds_system:
+            words.append("its chat template has no system turn: --system goes before the question")
+        return "\n".join(words)
 
     def whole(self, body: Mapping[str, Any]) -> Answer:
         text = "".join(self.pieces(body))

@@ -12,7 +12,7 @@ import logging
 import subprocess
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from local_runner.mock_server import registration
 from local_runner.mock_server.engine import Engine, EngineError, tail
@@ -27,7 +27,7 @@ from maas_client.jobs import Event, JobStatus
 from maas_client.plan import DataPlan, Plan, make_plan
 from maas_client.spec import dataset
 from maas_client.spec.job import FineTuningJob
-from maas_client.spec.limits import local_limits
+from maas_client.spec.limits import Limits, local_limits
 from maas_client.spec.loading import dump_job
 from maas_client.spec.rundir import RunDir, RunStatus, write_json, write_whole
 
@@ -242,14 +242,18 @@ def _plan(twin: Twin, engine: Engine, job: Body) -> Plan:
     base = engine.base_info(spec.model.asset_name)
     return make_plan(
         spec.model_copy(update=paths),
-        hosted(twin, spec)
-        if engine.simulates
-        else local_limits(spec.model, target="the mock's engine"),
+        hosted(twin, spec) if engine.simulates else _engine_limits(spec),
         training=data["training_data"],
         validation=data.get("validation_data"),
         base=base,
         threads=None if engine.simulates else engine.threads,
     )
+
+
+def _engine_limits(spec: FineTuningJob) -> Limits:
+    """What the local engine accepts; a system turn is never a reason to fail a job that was taken."""
+    here = local_limits(spec.model, target="the mock's engine")
+    return replace(here, choices={**here.choices, "system_turns": ("fold",)})
 
 
 def _log_line(event: Event) -> str:

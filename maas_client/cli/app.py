@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from maas_client.cli import files, hosting, jobs, parcels, render, rows
+from maas_client.cli import chat, files, hosting, jobs, parcels, preview, render, rows
 from maas_client.cli.options import (
     Base,
     DryRun,
@@ -22,6 +22,7 @@ from maas_client.cli.options import (
     Simulate,
     TargetName,
     TensorBoard,
+    ValidationSplit,
 )
 
 app = typer.Typer(
@@ -36,11 +37,13 @@ app.add_typer(hosting.endpoints, name="endpoints")
 app.add_typer(hosting.targets, name="targets")
 app.command()(rows.validate)
 app.command()(rows.convert)
+app.command()(rows.split)
 app.command()(rows.evaluate)
 app.command()(jobs.follow)
 app.command()(hosting.deploy)
 app.command()(hosting.undeploy)
-app.command()(hosting.chat)
+app.command()(chat.chat)
+app.command()(preview.preview)
 
 
 @app.command()
@@ -66,6 +69,7 @@ def plan(
     target: TargetName = "local",
     base: Base = None,
     max_memory: MaxMemory = None,
+    validation_split: ValidationSplit = None,
     as_json: Json = False,
 ) -> None:
     """Show what will happen: values and their sources, rows, tokens, steps, warnings."""
@@ -74,7 +78,9 @@ def plan(
 
     place = flow.open_target(target)
     try:
-        ready = flow.plan_job(job_file, place, base=base, max_memory=max_memory)
+        ready = flow.plan_job(
+            job_file, place, base=base, validation_split=validation_split, max_memory=max_memory
+        )
         render.plan(ready, as_json=as_json)
     except PlanError:
         if not as_json:  # the table shows which values were refused; the error says why
@@ -89,6 +95,7 @@ def run(
     job_file: JobFile,
     target: TargetName = "local",
     base: Base = None,
+    validation_split: ValidationSplit = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where the files go.")] = None,
     name: Name = None,
     new: New = False,
@@ -106,13 +113,21 @@ def run(
 
     engine = "simulate" if simulate else "train"
     place = flow.open_target(target, engine=engine, mlflow=mlflow, tensorboard=tensorboard)
-    ready = flow.plan_job(job_file, place, base=base, name=name, max_memory=max_memory)
+    ready = flow.plan_job(
+        job_file,
+        place,
+        base=base,
+        name=name,
+        validation_split=validation_split,
+        max_memory=max_memory,
+    )
     render.plan_brief(ready, as_json=as_json)
     with parcels.uploads(place, as_json=as_json):
         handle = flow.submit(ready, place, new=new)
     jobs.say_if_found(handle, as_json=as_json)
     with_base = f" --base {base}" if base else ""
-    again = f"maas run {job_file} --target {target}{with_base} --name {handle.id}"
+    with_split = "" if validation_split is None else f" --validation-split {validation_split:g}"
+    again = f"maas run {job_file} --target {target}{with_base}{with_split} --name {handle.id}"
     jobs.follow_to_the_end(handle, as_json=as_json, again=again)
     files = flow.collect(handle, out)
     if (mlflow or tensorboard) and not files.tracking_file.exists():  # it ran elsewhere
@@ -141,6 +156,7 @@ def submit(
     job_file: JobFile,
     target: TargetName = "local",
     base: Base = None,
+    validation_split: ValidationSplit = None,
     name: Name = None,
     new: New = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
@@ -156,7 +172,14 @@ def submit(
     from maas_client import flow
 
     place = flow.open_target(target)
-    ready = flow.plan_job(job_file, place, base=base, name=name, max_memory=max_memory)
+    ready = flow.plan_job(
+        job_file,
+        place,
+        base=base,
+        name=name,
+        validation_split=validation_split,
+        max_memory=max_memory,
+    )
     if dry_run is not None:
         render.line(flow.manifest(ready, place, server=dry_run == "server").rstrip())
         place.close()

@@ -1,4 +1,4 @@
-"""`maas deploy`, `endpoints`, `undeploy`, `chat` and `targets`."""
+"""`maas deploy`, `endpoints`, `undeploy` and `targets`."""
 
 from __future__ import annotations
 
@@ -71,36 +71,6 @@ def undeploy(name: Endpoint, target: TargetName = "azure", as_json: Json = False
     flow.hosting(place).undeploy(name)
     render.done(f"endpoint {name} is gone", as_json=as_json)
     place.close()
-
-
-def chat(
-    name: Annotated[
-        str, typer.Argument(help="An endpoint; with --local a run directory, or a base.")
-    ],
-    question: Annotated[str, typer.Argument(help="What to ask.")],
-    target: TargetName = "azure",
-    local: Annotated[
-        bool, typer.Option("--local", help="Answer with weights on this machine.")
-    ] = False,
-    system: Annotated[str | None, typer.Option(help="A system turn.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0, max=2)] = 0.0,
-    as_json: Json = False,
-) -> None:
-    """Ask a deployed model, or weights on this machine."""
-    from maas_client import flow
-
-    turns = [{"role": "system", "content": system}] if system else []
-    turns.append({"role": "user", "content": question})
-    place = None if local else flow.open_target(target)
-    line = flow.open_chat(name, place) if place else flow.open_local_chat(name)
-    if as_json:
-        render.answer(line.ask(turns, max_tokens=max_tokens, temperature=temperature))
-    else:
-        render.stream(line.stream(turns, max_tokens=max_tokens, temperature=temperature))
-    line.close()
-    if place:
-        place.close()
 
 
 @targets.command("list")

@@ -61,6 +61,15 @@ Simulate = Annotated[
     bool,
     typer.Option("--simulate", help="Local only: the same files in a second, nothing trained."),
 ]
+ValidationSplit = Annotated[
+    float | None,
+    typer.Option(
+        "--validation-split",
+        help="Validate with this share of the training rows; no question is in both parts.",
+        min=0,
+        max=1,
+    ),
+]
 MLflow = Annotated[
     str | None,
     typer.Option("--mlflow", help="Log the run to this MLflow: http://…, or sqlite:///file.db."),

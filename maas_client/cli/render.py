@@ -34,6 +34,11 @@ def line(text: str) -> None:
     print(text, flush=True)
 
 
+def data(found: Any) -> None:
+    """What a program asked for."""
+    _json(found)
+
+
 def done(text: str, *, as_json: bool) -> None:
     _json({"done": text}) if as_json else line(text)
 
@@ -199,7 +204,10 @@ def evaluation(found: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         _json(found)
         return
-    before, after = (_measures(result) for result in found["results"])
+    before, after = (
+        {key: each[key] for key in ("loss",) if key in each} | each["metrics"]
+        for each in found["results"]
+    )
     tokens = f", {found['tokens']:,} trained tokens" if "tokens" in found else ""
     what = f"{found['rows']:,} {'questions' if 'benchmark' in found else 'rows'}{tokens}"
     line(f"{what}, on {found['base']}")
@@ -212,11 +220,6 @@ def evaluation(found: Mapping[str, Any], *, as_json: bool) -> None:
         table.add_row(name, f"{value:.4f}", f"{now:.4f}", change)
     _console().print(table)
     hint(found["file"], as_json=False)
-
-
-def _measures(result: Mapping[str, Any]) -> dict[str, float]:
-    loss: dict[str, float] = {"loss": result["loss"]} if "loss" in result else {}
-    return {**loss, **result["metrics"]}
 
 
 def models(
@@ -330,6 +333,10 @@ def _facts(ready: Plan) -> Table:
         "validation data": f"{ready.validation.path} ({_rows(ready.validation.report)})"
         if ready.validation
         else "none",
+        "validation split": f"{ready.split.fraction:g} of {ready.split.rows:,} rows in "
+        f"{ready.split.groups:,} questions, seed {ready.split.seed}, of {ready.split.path}"
+        if ready.split
+        else None,
         "tokens": f"{tokens.total:,} in an epoch, {tokens.trained:,} trained, longest row {tokens.longest:,}"
         if tokens
         else f"{UNKNOWN}: the model's tokenizer is not on this machine",
@@ -390,6 +397,11 @@ def trouble(text: str) -> None:
 
 def _json(data: Any) -> None:
     print(json.dumps(data, ensure_ascii=False), flush=True)
+
+
+def console() -> Console:
+    """The terminal, or the pipe, for what is more than lines."""
+    return _console()
 
 
 def _console() -> Console:

@@ -86,3 +86,24 @@ def evaluate(
         prompt=prompt.value,
     )
     render.evaluation(found, as_json=as_json)
+
+
+def split(
+    data: Annotated[Path, typer.Argument(help="Rows: jsonl, csv, tsv or parquet.")],
+    fraction: Annotated[float, typer.Option(help="Share of rows for validation.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Other sides for other seeds.")] = 42,
+    task: Annotated[str, typer.Option(help="What the rows are for.")] = "chat_completion",
+    out: Annotated[Path | None, typer.Option("--out", help="The folder to write to.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write training and validation rows, with no question in both parts. The rows stay as they are."""
+    from maas_client import planning
+
+    train, held, made = planning.split(data, task, fraction=fraction, seed=seed, out=out)
+    if as_json:
+        parts = {"training": train.to_json(), "validation": held.to_json()}
+        render.data({**parts, "split": made.to_json()})
+        return
+    for report in (train, held):
+        render.line(f"{report.path}: {report.rows:,} rows")
+    render.line(f"{made.rows:,} rows in {made.groups:,} questions, none in both; seed {made.seed}")

@@ -171,6 +171,13 @@ _KNOBS = (
     Knob("load_in_4bit", "bool", False, "Hold the frozen base in 4 bits (QLoRA)."),
     Knob("bnb_4bit_quant_type", "choice", "nf4", "The 4-bit code.", choices=("nf4", "fp4")),
     Knob("packing", "bool", False, "Put several rows into one sequence."),
+    Knob(
+        "system_turns",
+        "choice",
+        "refuse",
+        "A system turn that the chat template would drop: refuse the row, or fold it into the user's.",
+        choices=("refuse", "fold"),
+    ),
 )
 
 KNOBS: Mapping[str, Knob] = {knob.name: knob for knob in _KNOBS}

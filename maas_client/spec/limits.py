@@ -51,6 +51,7 @@ RUNNER_HONOURS = frozenset(
         "enable_full_determinism",
         "use_rslora",
         "precision",
+        "system_turns",
     }
 )
 """What the local runner does exactly."""
@@ -64,9 +65,17 @@ RUNNER_IGNORES: Mapping[str, str] = {
 """What changes how a run is carried out, not its result: accepted, shown, and not done."""
 
 LOCAL_ONLY = frozenset(
-    {"peft_method", "use_dora", "use_rslora", "load_in_4bit", "bnb_4bit_quant_type", "packing"}
+    {
+        "peft_method",
+        "use_dora",
+        "use_rslora",
+        "load_in_4bit",
+        "bnb_4bit_quant_type",
+        "packing",
+        "system_turns",
+    }
 )
-"""peft's and Hugging Face's names that the hosted components do not have."""
+"""What the hosted components do not have: peft's and Hugging Face's names, and what only we do."""
 
 RUNNER_CHOICES: Mapping[str, tuple[str, ...]] = {
     "optim": ("adamw_torch", "adamw_hf"),

@@ -12,8 +12,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from maas_client.errors import BaseModelError, DatasetError, MaasError, RunDirError, RunnerError
+from maas_client.errors import (
+    BaseModelError,
+    DatasetError,
+    MaasError,
+    Problem,
+    RunDirError,
+    RunnerError,
+)
 from maas_client.plan import BaseInfo, TokenCount
+from maas_client.spec.inputs import token_count
 
 _ERRORS: dict[str, type[MaasError]] = {
     kind.__name__: kind for kind in (BaseModelError, DatasetError, RunDirError, RunnerError)
@@ -78,14 +86,46 @@ def count_tokens(
     model: str,
     task: str,
     data: Path,
+    validation: Path | None = None,
     max_seq_length: int | None = None,
-) -> tuple[BaseInfo, TokenCount]:
-    """Count the tokens of a dataset with the base model's own tokenizer."""
+    system_turns: str = "fold",
+) -> tuple[BaseInfo, TokenCount, TokenCount | None]:
+    """Count the tokens of a dataset, and of held-out rows, with the base model's own tokenizer."""
     require()
+    held = () if validation is None else ("--validation", str(validation))
+    where = _rows(model, task, data, max_seq_length, system_turns)
+    answer = ask("count", *_base(base), *where, *held)
+    held_tokens = answer["validation_tokens"]
+    return (
+        BaseInfo(**answer["base"]),
+        token_count(answer["tokens"]),
+        None if held_tokens is None else token_count(held_tokens),
+    )
+
+
+def preview(
+    base: str | None,
+    *,
+    model: str,
+    task: str,
+    data: Path,
+    max_seq_length: int | None,
+    system_turns: str,
+    rows: int,
+    line: int,
+) -> dict[str, Any]:
+    """Some rows as tokens: `base`, `max_seq_length` and `rows`, as the runner's verb prints them."""
+    require("tokenizers")
+    where = _rows(model, task, data, max_seq_length, system_turns)
+    return ask("preview", *_base(base), *where, "--rows", str(rows), "--line", str(line))
+
+
+def _rows(
+    model: str, task: str, data: Path, max_seq_length: int | None, system_turns: str
+) -> tuple[str, ...]:
     length = () if max_seq_length is None else ("--max-seq-length", str(max_seq_length))
     where = ("--model", model, "--task", task, "--data", str(data))
-    answer = ask("count", *_base(base), *where, *length)
-    return BaseInfo(**answer["base"]), TokenCount(**answer["tokens"])
+    return (*where, *length, "--system-turns", system_turns)
 
 
 def spawn(arguments: Sequence[str], *, log: Path) -> subprocess.Popen[bytes]:
@@ -116,11 +156,15 @@ class Answers:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0,  # Ctrl-C stops an answer, not whoever gives it
         )
         self._asked = 0
         self.last: dict[str, Any] = {}
         """How the last answer ended: `finish_reason` and `usage`."""
-        self.base = BaseInfo(**self._read()["base"])
+        ready = self._read()
+        self.base = BaseInfo(**ready["base"])
+        self.folds_system: bool = ready["folds_system"]
+        """Whether the chat template has no place for a system turn, so that the user's takes it in."""
 
     def ask(self, question: Mapping[str, Any], *, adapter: Path | None = None) -> Iterator[str]:
         """The answer in pieces, as they are made.
@@ -142,7 +186,7 @@ class Answers:
                     self.last = answer
                 elif "delta" in answer:
                     yield answer["delta"]
-        except GeneratorExit:  # nobody listens any more
+        except (GeneratorExit, KeyboardInterrupt):  # nobody listens any more
             with suppress(OSError, ValueError):  # it may be gone already
                 self._say({"cancel": number})
             raise
@@ -176,7 +220,8 @@ class Answers:
 def _error(raw: Mapping[str, Any]) -> MaasError:
     """The runner's own error, by its type."""
     kind = _ERRORS.get(raw.get("type", ""), RunnerError)
-    return kind(raw.get("message", ""), hint=raw.get("hint", ""))
+    problems = tuple(Problem(**problem) for problem in raw.get("problems", ()))
+    return kind(raw.get("message", ""), hint=raw.get("hint", ""), problems=problems)
 
 
 def _base(base: str | None) -> tuple[str, ...]:

@@ -97,9 +97,11 @@ def _here(folder: Path) -> maas.Target:
 
 def report(found: Sequence[Found], given: argparse.Namespace) -> str:
     """All of it as Markdown."""
+    batch = int(load_job(JOB).hyperparameters["per_device_train_batch_size"] or 1)
     rows = [
         f"| {'the same questions' if each['overlap'] else 'other questions'} | {each['seed']} | "
-        f"{each['trained']} | {each['steps']} | {each['measured']} | {each['shared']} | "
+        f"{each['trained']} | {each['steps']} | {each['steps'] * batch} | "
+        f"{each['measured']} | {each['shared']} | "
         + " | ".join(
             f"{100 * each[when][key]:.1f}" for key in ("mc1", "mc2") for when in ("before", "after")
         )
@@ -113,9 +115,9 @@ def report(found: Sequence[Found], given: argparse.Namespace) -> str:
         f"On {found[0]['base']}; asked through {found[0]['asked']}. In percent. `shared`: questions that are "
         "both trained on and measured.",
         "",
-        "| measured on | seed | trained questions | steps | measured | shared "
+        "| measured on | seed | to train on | steps | rows seen, at most | measured | shared "
         "| MC1 before | after | MC2 before | after |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
     ]

@@ -143,7 +143,7 @@ def test_what_ran_on_the_stand_in_says_so_in_every_record(runs: dict[str, RunDir
 def test_rows_average_at_most_sixty_tokens_with_all_that_the_template_adds() -> None:
     for name in ("train.jsonl", "heldout.jsonl"):
         file = SAMPLE / name
-        _, tokens = runner.count_tokens(
+        _, tokens, _ = runner.count_tokens(
             "stand-in", model="Phi-3-mini-4k-instruct", task="chat_completion", data=file
         )
         assert tokens.total / check(file, "chat_completion").rows <= 60, name

@@ -353,5 +353,5 @@ def test_the_sample_keeps_what_it_measures_apart_from_what_it_trains(
     runpy.run_path(str(sample), run_name="__main__")
     found = json.loads((tmp_path / "out" / "held-out-1" / "found.json").read_text())
     assert (found["trained"], found["measured"], found["shared"], found["steps"]) == (7, 3, 0, 2)
-    assert "| other questions | 1 | 7 | 2 | 3 | 0 |" in table.read_text()
+    assert "| other questions | 1 | 7 | 2 | 8 | 3 | 0 |" in table.read_text()
     assert "tiny random Phi-3" in table.read_text()

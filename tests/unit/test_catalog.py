@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from local_runner.data import _compile
 from local_runner.mock_server import twin as world
 from local_runner.mock_server.cli.main import main as mock
+from local_runner.templates import _compile
 from maas_client.cli.main import run_cli
 from maas_client.errors import SettingsError
 from maas_client.spec import catalog_file

@@ -28,6 +28,8 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
         "service, and the job then fails with that reason.",
         "A job's name may be used again once the job is deleted (the service's rule is not recorded); the "
         "model that the first one registered stays.",
+        "A system turn that the base's chat template has no place for (Phi-3-medium's drops it) is put "
+        "before the next user turn, in training and at the endpoints; what the service does is not recorded.",
         "Managed compute is a name with a size: no node is started, and the job runs on this machine.",
         "Of pipeline jobs, those of the registry's chat-completion component run, as one fine-tuning run; "
         "evaluation steps write no scores.",
