@@ -77,6 +77,7 @@ bench: $(VENV)/.ready .peers/moto/bin/moto_server
 	$(BIN)/python benchmarks/uploads.py .peers/azurite --write benchmarks/README.md
 	$(BIN)/python benchmarks/upload_memory.py --write benchmarks/README.md
 	$(BIN)/python -m benchmarks.foundry_uploads --write benchmarks/README.md
+	$(BIN)/python -m benchmarks.large_upload --write benchmarks/README.md
 	$(BIN)/python benchmarks/serving.py --write benchmarks/README.md
 	$(BIN)/python benchmarks/sparse_attention.py --write benchmarks/README.md
 

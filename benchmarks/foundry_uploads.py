@@ -40,7 +40,7 @@ SIZE = 256 * MIB
 Send = Callable[[Path], None]
 
 
-def rows(file: Path) -> None:
+def rows(file: Path, size: int = SIZE) -> None:
     """Good rows of so many bytes and some; long ones, so that the mock is soon done with checking."""
     answer = "Left. " * 200_000
     row = (
@@ -48,9 +48,9 @@ def rows(file: Path) -> None:
         f'{{"role": "assistant", "content": "{answer}"}}]}}\n'
     )
     with file.open("w") as stream:
-        number = size = 0
-        while size < SIZE:
-            size += stream.write(row % number)
+        number = made = 0
+        while made < size:
+            made += stream.write(row % number)
             number += 1
 
 

@@ -5,6 +5,7 @@ a later request repeats are replaced by those of this run. A request that only a
 its answer is the recorded one or the patience ends, because jobs take their time; of the same question
 asked several times in a row, the last answer counts. Faults that were asked for have to happen again; as
 questions are not asked as often as they were, one with `skip` or `rate` may meet another request.
+Events on OpenAI's wire are counted, not compared: when a checkpoint is noticed is a matter of moments.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ Entry = Mapping[str, Any]
 Send = Callable[[str, str, Mapping[str, str], bytes], tuple[int, Mapping[str, str], bytes]]
 """Method, path with query, headers and body to status, headers and body; or raises NoAnswerError."""
 
-_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE)
+_ID = re.compile(
+    r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
+    # of OpenAI's wire: files, jobs, and the rest; and at the end of a tuned model's name
+    r"|\b(?:file-|ftjob-|upload_|part_|chatcmpl-)[0-9a-f]{32}|\b(?:ftevent-|ftckpt_)[0-9a-f]{24}"
+    r"|(?<=:)[0-9a-f]{12}(?![0-9a-f])",
+    re.IGNORECASE,
+)
 _VOLATILE = (
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|\+00:00)?"), "{time}"),
     (re.compile(r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT"), "{time}"),
@@ -35,13 +42,18 @@ _VOLATILE = (
     (re.compile(r"^[0-9a-f]{16}$"), "{id}"),
     (re.compile(r"([?&;]|amp;)(sig|se|st|ske|skt)=[^&\"<\s]+"), r"\1\2={signature}"),
 )
-_NUMBERS = frozenset(("created", "expires_on", "expires_in", "real", "virtual"))
+_NUMBERS = frozenset(
+    ("created", "expires_on", "expires_in", "real", "virtual", "created_at", "finished_at", "expires_at",
+     "estimated_finish")
+)  # fmt: skip
 """Keys whose numbers are times."""
 _COMPARED = ("location", "azure-asyncoperation", "x-ms-error-code", "retry-after-ms", "content-range",
              "content-md5", "content-type", "x-ms-meta-upload_status")  # fmt: skip
 _SENT = re.compile(r"content-type|accept|x-ms-(?!client-request-id|date).*|if-.*|range|azureml-.*")
 _NAMES = re.compile("<Name>([^<]*)</Name>")
-_STAGES = ("Creating", "Queued", "Running", "InProgress", "CancelRequested", "Finalizing")
+_STAGES = ("Creating", "Queued", "Running", "InProgress", "CancelRequested", "Finalizing",
+           "validating_files", "queued", "running", "pausing", "resuming")  # fmt: skip
+_EVENT = "data: "
 _PATIENCE = 30.0
 _PAUSE = 0.05
 
@@ -94,9 +106,11 @@ class Replay:
         """What differs; empty if nothing does."""
         end = time.monotonic() + self.patience
         while True:
+            known = dict(self.ids)
             words = self._try(entry)
             if not words or entry["method"] not in ("GET", "HEAD") or time.monotonic() > end:
                 return words
+            self.ids = known  # the next answer may have other ids in those places
             time.sleep(_PAUSE)
 
     def _try(self, entry: Entry) -> str:
@@ -128,14 +142,14 @@ class Replay:
         body = entry["body"]
         if isinstance(body, dict):
             return base64.b64decode(body["base64"])
-        return self._ours(body or "", entry["host"]).encode()
+        return self._ours(_with_dice(entry), entry["host"]).encode()
 
     def _ours(self, text: str, host: str) -> str:
         """The recorded text with this run's address and ids."""
         if _is_local(host):
             quoted = urllib.parse.quote(host, safe="")
             text = text.replace(host, self.host).replace(quoted, self.host.replace(":", "%3A"))
-        return _UUID.sub(lambda match: self.ids.get(match[0], match[0]), text)
+        return _ID.sub(lambda match: self.ids.get(match[0], match[0]), text)
 
     def _compare(self, entry: Entry, status: int, headers: Mapping[str, str], body: str) -> str:
         if status != entry["status"]:
@@ -172,6 +186,10 @@ class Replay:
         elif isinstance(before, list) and isinstance(now, list):
             if len(before) != len(now):
                 return f"{where or 'the answer'} has {len(now)} entries, and had {len(before)}"
+            if all(map(_is_event, [*before, *now])):
+                for old, new in zip(before, now, strict=True):
+                    self.ids.setdefault(old["id"], new["id"])  # the next page is asked for by it
+                return ""
             parts = (
                 (f"{where}[{i}]", *pair) for i, pair in enumerate(zip(before, now, strict=True))
             )
@@ -179,7 +197,8 @@ class Replay:
             if self._same(before, now, host):
                 return ""
             return f"{where.lstrip('.') or 'the answer'}: {before!r} is now {now!r}"
-        found = (self._differs(old, new, host, place) for place, old, new in parts)
+        # To the end, whatever differs: later requests need the ids of all of it.
+        found = [self._differs(old, new, host, place) for place, old, new in parts]
         return next((words for words in found if words), "")
 
     def _same(self, before: Any, now: Any, host: str) -> bool:
@@ -189,7 +208,7 @@ class Replay:
             return bool(now)
         if _is_local(host):
             before, now = before.replace(host, "{host}"), now.replace(self.host, "{host}")
-        old, new = _UUID.findall(before), _UUID.findall(now)
+        old, new = _ID.findall(before), _ID.findall(now)
         if _plain(before) != _plain(now) or len(old) != len(new):
             # A stage that the recording saw, and this run was too quick for.
             return before in _STAGES and now not in _STAGES
@@ -248,14 +267,39 @@ def _is_local(host: str) -> bool:
 def _plain(text: str) -> str:
     for pattern, word in _VOLATILE:
         text = pattern.sub(word, text)
-    return _UUID.sub("{uuid}", text)
+    return _ID.sub("{uuid}", text)
 
 
 def _parsed(text: str) -> Any:
+    if text.startswith(_EVENT):
+        parts = (line.removeprefix(_EVENT) for line in text.splitlines() if line)
+        # Answers that are made side by side speak in any order, each in its own.
+        return sorted(map(_parsed, parts), key=_place)
     try:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def _with_dice(entry: Entry) -> str:
+    """The body that was sent; a job that had no seed gets the one that the dice gave it then."""
+    body: str = entry["body"] or ""
+    if not entry["path"].endswith("/fine_tuning/jobs") or not isinstance(entry["reply"], str):
+        return body
+    asked, made = _parsed(body), _parsed(entry["reply"])
+    if not isinstance(asked, dict) or not isinstance(made, dict) or asked.get("seed") is not None:
+        return body
+    return json.dumps(asked | {"seed": made["seed"]}) if "seed" in made else body
+
+
+def _is_event(entry: Any) -> bool:
+    return isinstance(entry, dict) and entry.get("object") == "fine_tuning.job.event"
+
+
+def _place(event: Any) -> int:
+    """Which of several answers a streamed event is of; what is of all comes last."""
+    choices = event.get("choices") if isinstance(event, dict) else None
+    return int(choices[0].get("index", 0)) if choices else 1 << 30
 
 
 def _text(body: bytes) -> str:
