@@ -1,6 +1,6 @@
 """What local runs take of memory, beside what their plans forecast. Random models; each run is a process.
 
-python benchmarks/training_memory.py --write benchmarks/README.md
+python -m benchmarks.training_memory --write benchmarks/README.md
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.uploads import write_section
 from local_runner import data
 from local_runner.models.base import read_config, resolve
 from maas_client.plan import DataPlan, Plan, make_plan
@@ -27,12 +28,13 @@ from maas_client.spec.limits import local_limits
 from maas_client.spec.memory import read_size, size_words
 from maas_client.spec.rundir import RunDir, write_json
 
-TITLE = "## Memory of a local run, beside its forecast"
+HEADING = "## Memory of a local run, beside its forecast"
 _MODEL = "azureml://registries/azureml/models/Phi-3-mini-4k-instruct/versions/15"
 MODELS = {
     "T": (64, 160, 2, 4, 2, 263),
     "S": (256, 704, 4, 4, 4, 32_064),
     "M": (768, 2048, 12, 12, 12, 32_064),
+    "narrow": (128, 2048, 4, 4, 4, 400),
     "wide": (1024, 2816, 2, 8, 4, 1_000),
 }
 """Hidden, inner, layers, heads, groups of keys, vocabulary."""
@@ -174,7 +176,15 @@ def measure(run: RunDir, threads: int) -> tuple[int, float]:
 def run_case(home: Path, case: Case, number: int) -> dict[str, Any]:
     folder = home / f"{case.model}-{case.stored}"
     if not folder.exists():
-        made = [sys.executable, __file__, "--make", str(folder), case.model, case.stored]
+        made = [
+            sys.executable,
+            "-m",
+            "benchmarks.training_memory",
+            "--make",
+            str(folder),
+            case.model,
+            case.stored,
+        ]
         subprocess.run(made, check=True)
     rows = home / f"rows-{number}.jsonl"
     make_rows(rows, case)
@@ -192,8 +202,6 @@ def run_case(home: Path, case: Case, number: int) -> dict[str, Any]:
 
 def table(cases: list[Case], found: list[dict[str, Any]], load: float) -> str:
     lines = [
-        TITLE,
-        "",
         "The most that the process has resident, against `maas plan`'s forecast; two steps of LoRA in fp32.",
         "",
         "| model | adapter | longest row | rows a step | threads | bound | forecast | measured | off by |",
@@ -223,13 +231,6 @@ def table(cases: list[Case], found: list[dict[str, Any]], load: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(file: Path, text: str) -> None:
-    """Put the section in the place of the one of its title."""
-    before, _, rest = file.read_text(encoding="utf-8").partition(TITLE)
-    _, mark, after = rest.partition("\n## ")
-    file.write_text(before.rstrip() + "\n\n" + text + (f"\n## {after}" if mark else ""), "utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--make", nargs=3)
@@ -250,7 +251,7 @@ def main() -> None:
     text = table(cases, found, load)
     print(text)
     if options.write:
-        write(options.write, text)
+        write_section(options.write, HEADING, text)
 
 
 if __name__ == "__main__":

@@ -40,17 +40,32 @@ def signals() -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
-def in_our_words(error: Exception) -> Exception:
-    """A failure that a person can do something about, as a MaasError; any other as it is."""
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "bad_alloc")
+"""What torch, the system and C++ say."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was asked for that is not there."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
+def in_our_words(error: Exception, *, smaller: str = "") -> Exception:
+    """A failure that a person can do something about, as a MaasError; any other as it is.
+
+    Args:
+        error: the failure.
+        smaller: the setting with which the run would take less memory.
+    """
     text = str(error)
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
         return RunnerError(
             f"the disk is full: {text}",
             hint="Free some space and run it again: it resumes from its last checkpoint.",
         )
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+    if is_out_of_memory(error):
+        setting = smaller or "a lower max_seq_length or per_device_train_batch_size"
         return RunnerError(
-            f"there is not enough memory: {text}",
-            hint="Lower per_device_train_batch_size or max_seq_length, and plan again.",
+            f"there is not enough memory: {text.splitlines()[0] if text else 'none is left'}",
+            hint=f"Run it again with {setting}. With --max-memory it goes on where it was.",
         )
     return RunnerError(text) if isinstance(error, OSError) else error

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,12 @@ from local_runner.data import ChatTokenizer, Example, load_examples, max_length
 from local_runner.learning import Learner, open_learner
 from local_runner.models import base as bases
 from local_runner.models import tokenizers
-from local_runner.stopping import Signals, StopRequested, in_our_words, signals
+from local_runner.stopping import Signals, StopRequested, in_our_words, is_out_of_memory, signals
 from local_runner.update import make_optimizer, micro_batches, rates, steps_per_epoch, update
 from maas_client.errors import MaasError
 from maas_client.jobs import Event, JobStatus
 from maas_client.plan import Plan, count_steps
+from maas_client.spec.forecast import thriftier
 from maas_client.spec.rundir import (
     KEPT_EPOCHS,
     EventWriter,
@@ -140,7 +141,8 @@ def train(
         except StopRequested as stop:
             status = replace(status, status=JobStatus.CANCELLED, error=str(stop))
         except Exception as error:
-            told = in_our_words(error)
+            smaller = thriftier(plan.values, plan.base, plan.tokens, plan.threads, plan.thrift)
+            told = in_our_words(error, smaller=smaller)
             words = str(told) if isinstance(told, MaasError) else f"{type(told).__name__}: {told}"
             status = replace(status, status=JobStatus.FAILED, error=words)
             if told is error:
@@ -237,13 +239,21 @@ def _resume_or_start(run: _Run) -> int | None:
 
 
 def _step(run: _Run) -> None:
-    done = update(
-        run.learner,
-        run.optimizer,
-        micro_batches(run.rows, run.plan, run.step),
-        rate=run.rate(run.step),
-        ceiling=float(run.values["max_grad_norm"]),
-    )
+    dice = torch.get_rng_state()
+    try:
+        done = update(
+            run.learner,
+            run.optimizer,
+            micro_batches(run.rows, run.plan, run.step),
+            rate=run.rate(run.step),
+            ceiling=float(run.values["max_grad_norm"]),
+        )
+    except (MemoryError, RuntimeError) as error:
+        if run.step and is_out_of_memory(error):
+            torch.set_rng_state(dice)  # as if the step had not begun
+            with suppress(MemoryError, RuntimeError):  # else there is an older checkpoint
+                _save(run, asked_for=False)
+        raise
     run.step += 1
     run.losses.append(done.loss)
     run.tokens += done.tokens

@@ -241,10 +241,9 @@ def settle(
     if fitting:
         return (None if fitting[0] == usual else fitting[0]), needs[fitting[0]], ""
     least = min(needs.values(), key=lambda needed: needed.total)
-    # The next tenth of a gigabyte, in which the forecast's bytes are sure to lie.
-    bound = f"--max-memory {(least.total // 10**8 + 1) / 10:.1f}GB"
     length = _longest_that_fits(shape, values, rows, threads=threads, most=most or 0)
-    return None, least, f"max_seq_length: {length} fits; or {bound}" if length else bound
+    larger = f"--max-memory {bound(least.total)}"
+    return None, least, f"max_seq_length {length}, or {larger}" if length else larger
 
 
 def _longest_that_fits(
@@ -279,6 +278,11 @@ def read_size(text: str) -> int:
     if match is None or match[2].upper() not in _UNITS:
         raise ValueError(f"{text!r} is no size; write 6GB, 512MB or 4GiB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def bound(count: int) -> str:
+    """A `--max-memory` into which so many bytes go: the next hundredth of a gigabyte."""
+    return f"{(count // 10**7 + 1) / 100:.2f}GB"
 
 
 def size_words(count: int) -> str:

@@ -100,7 +100,11 @@ class LocalTarget:
         state, error = status.status, status.error
         if not state.is_terminal and not alive:
             state = JobStatus.FAILED
-            error = f"the runner ended without a word; see {run.log_file}. Run it again to resume."
+            error = (
+                f"the runner ended without a word; see {run.log_file}. Run it again to resume, with "
+                "--max-memory "
+                "if the machine ran out of it."
+            )
         if state.is_terminal and (child := self._children.pop(job_id, None)) is not None:
             child.wait()  # its last status was its last act; nobody else will collect it
         job = load_job(run.job_file)
