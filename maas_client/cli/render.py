@@ -416,8 +416,9 @@ def _table(*columns: str) -> Table:
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for place, column in enumerate(columns):
+        # The first is a name or an id, which people copy: it stays in one piece.
+        table.add_column(column, overflow="fold", no_wrap=place == 0)
     return table
 
 

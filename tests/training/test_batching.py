@@ -240,6 +240,27 @@ def test_the_rows_of_a_batch_never_hold_more_than_they_may_together(
     assert tokens() == 0
 
 
+def test_a_step_that_fails_ends_all_that_are_in_it_and_the_next_question_is_answered(
+    answerer: Answerer, generated: Reference
+) -> None:
+    """Rows that were not read yet have no room that could be moved."""
+    batch = answerer.batch
+    assert batch is not None
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise MemoryError("no room")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch.lean, "forward", fail)
+        answers = [answerer.begin(asked(words)) for words in WORDS[:3]]
+        answerer.step()
+    assert [str(answer.fault) for answer in answers] == ["no room"] * 3
+    assert (answerer.running, batch.rows, list(batch.waiting)) == (0, [], [])
+    after = answerer.begin(asked("tap"))
+    finish(answerer)
+    assert made(after) == generated(asked("tap"))
+
+
 def test_an_answer_that_breaks_ends_alone(
     answerer: Answerer, generated: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

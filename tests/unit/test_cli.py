@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from maas_client.cli import render
 from maas_client.cli.main import run_cli
+from maas_client.jobs import Job, JobStatus
 
 
 def test_validate_exits_with_0_or_1_and_reports_each_row(
@@ -93,3 +95,12 @@ def test_targets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_target_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli(["jobs", "list", "--target", "nowhere"]) == 2
     assert "maas.toml" in capsys.readouterr().err
+
+
+def test_a_jobs_id_stays_in_one_piece_so_that_it_can_be_copied(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    number, model = "ftjob-4634953d48024f5d9046542893c0412c", "ft:phi-3-mini-4k-instruct:mock:s:1"
+    job = Job(number, JobStatus.SUCCEEDED, "Phi-3-mini-4k-instruct", "x", output_model=model)
+    render.jobs([job], as_json=False)
+    assert number in capsys.readouterr().out

@@ -83,14 +83,15 @@ def test_each_status_has_its_error_with_the_request_id(
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("verb", ["get", "delete", "read"])
+@pytest.mark.parametrize("verb", ["get", "delete", "read", "post", "stream"])
 def test_a_redirect_is_no_success(verb: str) -> None:
     """It is not followed with the key, and its page is not what was asked for."""
     moved = {"location": "https://elsewhere.test/login"}
     line = line_to(lambda _: httpx.Response(302, headers=moved, text="<html>log in</html>"))
 
     def ask() -> None:
-        list(getattr(line, verb)("/files/x") or ())
+        body = ({},) if verb in ("post", "stream") else ()
+        list(getattr(line, verb)("/files/x", *body) or ())
 
     with pytest.raises(TargetError) as told:
         ask()
