@@ -126,7 +126,7 @@ def section(found: dict[str, Any], plan: Any, load: float) -> str:
     return "\n".join(
         [
             "Random weights of Phi-3-mini's shape (3.82 billion, bf16, 7.64 GB in nine files), `maas run`'s "
-            "own trainer with `--max-memory 12GB`: the weights stay in their files, and each matrix is made in "
+            "own trainer with `--max-memory 12GB`: weights stay in their files, and each matrix is made in "
             "fp32, with its adapter, as it is used. LoRA r 16 on all four projections; one row of 64 tokens "
             "a step. A longer row takes more time in its products only: the matrices are made once a pass.",
             "",
