@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-phi-3-mini demo-phi-3-small test check soak bench bench-memory real-size matrix live clean
+.PHONY: demo demo-phi-3-mini demo-phi-3-small test check soak bench bench-training bench-memory real-size matrix
+.PHONY: live clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +20,7 @@ help:
 	@echo "make bench  the mock beside moto and Azurite, which are installed for it (needs npm)"
 	@echo "make bench-memory  what local runs take of memory, beside their forecasts (20 minutes)"
 	@echo "make real-size  steps of LoRA at Phi-3-mini's true size, random weights (8 GB under /tmp, 10 minutes)"
+	@echo "make bench-training  training beside transformers' Trainer and TRL, which are installed for it (20 minutes)"
 	@echo "make live   the same journey on your own Azure ML workspace (costs money; docs/azure-ml.md)"
 
 # torch first: anything else that wants it would bring its CUDA build.
@@ -74,7 +76,7 @@ soak: $(VENV)/.ready
 	$(PYTHON) -m venv .peers/moto
 	.peers/moto/bin/pip install -q -c benchmarks/peers-constraints.txt "moto[server]==5.2.5"
 
-bench: $(VENV)/.ready .peers/moto/bin/moto_server
+bench: $(VENV)/.ready .peers/moto/bin/moto_server bench-training
 	$(BIN)/python benchmarks/polling.py .peers/moto/bin/moto_server --write benchmarks/README.md
 	$(BIN)/python benchmarks/uploads.py .peers/azurite --write benchmarks/README.md
 	$(BIN)/python benchmarks/upload_memory.py --write benchmarks/README.md
@@ -90,6 +92,17 @@ bench-memory: $(VENV)/.ready
 REAL_SIZE ?= /tmp/phi-3-mini-random
 real-size: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.real_size --folder $(REAL_SIZE) --write benchmarks/README.md
+
+# The peers have torch, transformers and peft of their own, of our versions.
+.peers/training/.ready: benchmarks/training-peers.txt constraints.txt
+	$(PYTHON) -m venv .peers/training
+	.peers/training/bin/pip install -q -c constraints.txt torch==2.13.0
+	.peers/training/bin/pip install -q -c constraints.txt -r benchmarks/training-peers.txt
+	touch $@
+
+bench-training: $(VENV)/.ready .peers/training/.ready
+	$(BIN)/python benchmarks/training.py .peers/training/bin/python --write benchmarks/README.md
+	$(BIN)/python benchmarks/training_rows.py .peers/training/bin/python --write benchmarks/README.md
 
 live: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/live -m live -s -p no:randomly

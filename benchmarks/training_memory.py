@@ -76,9 +76,9 @@ CASES = (
     Case("wide", 512, 4, 2),
     Case("wide", 2048, 1, 1, rank=8),
     Case("wide", 1024, 2, 2, rank=256),
-    Case("S", 2048, 2, 2, max_memory="800MB"),
-    Case("M", 1024, 2, 2, max_memory="1600MB"),
-    Case("M", 1024, 2, 2, stored="bfloat16", max_memory="1100MB"),
+    Case("S", 2048, 2, 2, max_memory="860MB"),
+    Case("M", 1024, 2, 2, max_memory="1900MB"),
+    Case("M", 1024, 2, 2, stored="bfloat16", max_memory="1400MB"),
 )
 
 

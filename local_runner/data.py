@@ -246,10 +246,12 @@ def trained_places(offsets: Sequence[Span], spans: Sequence[Span]) -> tuple[bool
 
     Where a token ends does not matter: Phi-3's `<|end|>` takes the newline behind it along.
     """
-    return tuple(
-        end > start and any(first <= start < last for first, last in spans)
-        for start, end in offsets
-    )
+    trained = [False] * len(offsets)
+    for first, last in spans:
+        # Tokens stand in the text's order: looking at each for each span was a third of the reading.
+        begin, after = (bisect_left(offsets, place, key=itemgetter(0)) for place in (first, last))
+        trained[begin:after] = [end > start for start, end in offsets[begin:after]]
+    return tuple(trained)
 
 
 def load_examples(

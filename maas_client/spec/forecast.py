@@ -12,7 +12,7 @@ from maas_client.spec.memory import (
     Rows,
     Shape,
     Thrift,
-    bound,
+    bound_words,
     is_forecast,
     need,
     settle,
@@ -59,7 +59,7 @@ def weigh(
     forecast = Forecast(memory_bytes=parts.total, memory=asdict(parts))
     if most is None or not advice:
         return thrift, forecast, []
-    words = f"--max-memory is {size_words(most)}; the run takes at least {size_words(parts.total)}"
+    words = f"--max-memory is {size_words(most)}; the run needs at least {size_words(parts.bound)}"
     return None, forecast, [Problem(words, hint=advice, code="memory")]
 
 
@@ -76,11 +76,11 @@ def thriftier(
         return ""
     shape, rows = known
     held = need(shape, values, rows, now or Thrift(threads)).total
-    # A tenth less at least: a run fails by more than a forecast's last percent.
-    thrift, parts, advice = settle(shape, values, rows, threads=threads, most=held * 9 // 10)
+    # Ways that are sure to stay below it take a tenth less, and a run fails by more than a last percent.
+    thrift, parts, advice = settle(shape, values, rows, threads=threads, most=held)
     if advice:
         return advice
-    return f"--max-memory {bound(parts.total)} ({(thrift or Thrift(threads)).words})"
+    return f"--max-memory {bound_words(parts.bound)} ({(thrift or Thrift(threads)).words})"
 
 
 def _known(
