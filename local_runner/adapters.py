@@ -1,52 +1,83 @@
-"""The adapters that are trained, by peft's names. Here: LoRA."""
+"""What is trained, by peft's names: an adapter on a frozen base, or every weight of it."""
 
 from __future__ import annotations
 
 import json
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from local_runner.methods import configs, fit, starts
+from local_runner.methods.prompts import has_virtual_tokens
+from local_runner.models import base as bases
 from local_runner.models import family
 from maas_client.errors import BaseModelError
 from maas_client.plan import Plan
 from maas_client.spec.catalog import find_model
+from maas_client.spec.methods import method_of
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from torch import Tensor
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+WHOLE = "model.safetensors"
+_BEGUN = "weights_at_start"
+"""Where a `PeftModel` keeps what a start that changes the base began with."""
 
 
-def attach(model: Any, plan: Plan, *, name: str) -> PeftModel:
-    """Put a fresh adapter on the model; only its weights have gradients.
+def load_base(base: bases.Base, plan: Plan) -> Any:
+    """The base as the plan wants it held: precision, 4 or 8 bits."""
+    with _peft_quiet():
+        model = bases.load(
+            base,
+            dtype=bases.held_in(plan) or configs.weight_type(plan.values),
+            quantization=configs.quantization(plan.values),
+        )
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            # It would round the scales of the 4-bit code once more at the first evaluation, for good:
+            # a resumed run, which does not evaluate first, would train another base.
+            layer.support_avx512bf16_for_cpu = False
+    return model
+
+
+def attach(model: Any, plan: Plan, *, name: str) -> Any:
+    """Give the model what the plan trains: a fresh adapter, or gradients for all of it.
 
     Args:
         model: the frozen base.
-        plan: rank, scale, dropout and the seed of the adapter's start.
+        plan: the method, its values, and the seed of the adapter's start.
         name: what the adapter says that it belongs to.
+
+    Returns:
+        A `PeftModel`; or the model itself, where every weight is trained.
+
+    Raises:
+        BaseModelError: the method does not go with the model's shape.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
 
-    values = plan.values
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=values["lora_r"],
-        lora_alpha=values["lora_alpha"],
-        lora_dropout=values["lora_dropout"],
-        use_rslora=values.get("use_rslora") or False,
-        target_modules=sorted(targets(model, plan)),
-    )
-    model.name_or_path = name  # peft writes it down; it is a folder of this machine otherwise
+    values: dict[str, Any] = plan.values
     torch.manual_seed(plan.seed)
-    with warnings.catch_warnings():
-        # peft reads a property that transformers 5 has renamed; nothing is lost.
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-        return get_peft_model(model, config)
+    method = method_of(values)
+    if method == "full":
+        return model.requires_grad_(requires_grad=True)
+    covered = targets(model, plan)
+    if method == "oft":
+        configs.check_blocks(model, covered, int(values["oft_block_size"]))
+    config = configs.make_config(values, covered, seed=plan.seed)
+    model.name_or_path = name  # peft writes it down; it is a folder of this machine otherwise
+    with _peft_quiet():
+        from peft import get_peft_model
+
+        made = get_peft_model(model, config)
+    if starts.changes_the_base(config):
+        setattr(made, _BEGUN, {key: tensor.clone() for key, tensor in tensors(made).items()})
+    return made
 
 
 def targets(model: Any, plan: Plan) -> tuple[str, ...]:
@@ -75,21 +106,41 @@ def _is_linear(layer: Any) -> bool:
     return isinstance(layer, torch.nn.Linear)
 
 
-def open_on(model: Any, folder: Path, *, name: str = "default") -> PeftModel:
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds a whole model, and no adapter of one."""
+    return (folder / "config.json").exists() and not (folder / CONFIG).exists()
+
+
+def open_on(model: Any, folder: Path, *, name: str = "default") -> Any:
     """Put a saved adapter on a base, or beside the adapters that a `PeftModel` has.
+
+    A folder that holds a whole model is loaded by itself.
 
     Raises:
         BaseModelError: it is no adapter, a simulated one, or another model's.
     """
-    from peft import PeftModel
-
+    if is_whole(folder):
+        return bases.load(bases.resolve(str(folder), model=""))
     check(model, folder)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+    with _peft_quiet():
+        from peft import PeftModel
+
         if isinstance(model, PeftModel):
             model.load_adapter(str(folder), adapter_name=name)
             return model
         return PeftModel.from_pretrained(model, folder, adapter_name=name)
+
+
+def kind_of(folder: Path) -> str:
+    """peft's word for the method of a checked adapter."""
+    return str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["peft_type"])
+
+
+def release(model: Any, opened: Any) -> Any:
+    """The base again, without what `open_on` has put on it."""
+    if opened is model or not hasattr(opened, "unload"):
+        return model
+    return model if has_virtual_tokens(opened) else opened.unload()
 
 
 def check(model: Any, folder: Path) -> None:
@@ -100,6 +151,8 @@ def check(model: Any, folder: Path) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
+    if is_whole(folder):
+        return  # it says for itself what it is, when it is loaded
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         with safe_open(folder / WEIGHTS, "pt") as stored:
@@ -113,28 +166,20 @@ def check(model: Any, folder: Path) -> None:
             f"{folder} was simulated: nothing was trained", hint="Train it with the engine `train`."
         )
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    for key, shape in shapes.items():
-        path, _, side = key.removesuffix(".weight").rpartition(".lora_")
-        layer = _layer(base, path.removeprefix("base_model.model."))
-        width = {"A": "in_features", "B": "out_features"}.get(side)
-        if width is None or getattr(layer, width, None) != shape[side == "A"]:
-            whose = config.get("base_model_name_or_path") or "it does not say which"
-            raise BaseModelError(
-                f"{folder} is an adapter of another model ({whose}): {key} does not fit"
-            )
+    key = fit.misfit(base, config, shapes)
+    if key is not None:
+        whose = config.get("base_model_name_or_path") or "it does not say which"
+        raise BaseModelError(
+            f"{folder} is an adapter of another model ({whose}): {key} does not fit"
+        )
     if not shapes:
         raise BaseModelError(f"{folder} holds no tensors")
 
 
-def _layer(model: Any, path: str) -> Any:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
-
-
-def tensors(model: PeftModel) -> dict[str, Tensor]:
-    """The adapter's tensors under the names that peft saves them with, sorted."""
+def tensors(model: Any) -> dict[str, Tensor]:
+    """What is trained, sorted, under the names that peft saves an adapter's tensors with."""
+    if not hasattr(model, "peft_config"):
+        return {key: weight.detach() for key, weight in sorted(model.named_parameters())}
     from peft import get_peft_model_state_dict
 
     # Embeddings are not trained; peft would ask the hub whether their size has changed.
@@ -142,24 +187,76 @@ def tensors(model: PeftModel) -> dict[str, Tensor]:
     return {key: state[key].detach().contiguous() for key in sorted(state)}
 
 
-def save(model: PeftModel, folder: Path) -> None:
-    """Write the adapter in PEFT's layout, the same bytes for the same weights."""
+def save(model: Any, folder: Path) -> None:
+    """Write an adapter in PEFT's layout, or a whole model; the same bytes for the same weights."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors(model), folder / WEIGHTS, metadata={"format": "pt"})
-    config = _plain(model.peft_config["default"].to_dict())
+    if not hasattr(model, "peft_config"):
+        model.save_pretrained(folder)
+        return
+    state, config = tensors(model), _plain(model.peft_config["default"].to_dict())
+    begun = getattr(model, _BEGUN, None)
+    if begun is not None:
+        state = starts.beside_plain_base(state, begun)
+        config = starts.config_beside_plain_base(config)
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     config["inference_mode"] = True
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
-def restore(model: PeftModel, file: Path) -> None:
-    """Put saved adapter tensors back."""
-    from peft import set_peft_model_state_dict
+def restore(model: Any, file: Path) -> None:
+    """Put saved tensors back.
+
+    Raises:
+        BaseModelError: they are not those of this model and method.
+    """
     from safetensors.torch import load_file
 
-    set_peft_model_state_dict(model, load_file(file))
+    state, own = load_file(file), tensors(model)
+    here = {key: tuple(tensor.shape) for key, tensor in own.items()}
+    there = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    if here != there:
+        other = sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
+        raise BaseModelError(
+            f"{file} holds what another method or model has trained: {other[0]} does not fit"
+        )
+    if not hasattr(model, "peft_config"):
+        model.load_state_dict(state, strict=False)  # a tied head is the embeddings, by its name
+        return
+    from peft import set_peft_model_state_dict
+
+    set_peft_model_state_dict(model, state)
+
+
+def merge(model: Any, base: bases.Base, adapter: Path) -> Any:
+    """The base with the adapter in its matrices, in the base's own precision.
+
+    Args:
+        model: the trained one, which is used up.
+        base: where its base came from.
+        adapter: the same adapter, saved.
+    """
+    import torch
+
+    inner = model.get_base_model()
+    if getattr(inner, "is_quantized", False) or inner.dtype is not torch.float32:
+        # Into the weights as they are, not as they were rounded: a merge would round them again.
+        inner = bases.load(base)
+        model = open_on(inner, adapter)
+    return model.merge_and_unload()
+
+
+@contextmanager
+def _peft_quiet() -> Iterator[None]:
+    """Without what peft and bitsandbytes say of themselves while nothing is wrong."""
+    # It misses a faster kernel from a hub, each time it is imported.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # peft reads a property that transformers 5 has renamed; nothing is lost.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        yield
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from local_runner import adapters
+from local_runner import adapters, optimizers
+from maas_client.errors import RunDirError
 from maas_client.spec.rundir import EPOCH_FILE, RunDir, read_json, sync_folder, write_json
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +23,7 @@ class State:
 
     step: int
     best: float | None
-    """The lowest validation loss so far."""
+    """The best evaluation so far."""
     worse: int
     """Evaluations in a row without a gain."""
     losses: tuple[float, ...]
@@ -34,9 +32,13 @@ class State:
     """Tokens seen since the last metric."""
     asked_for: bool
     """Whether the job asked for it; else it is there in case of a crash, and goes at the end."""
+    best_step: int | None = None
+    """When the best evaluation was."""
+    halvings: int = 0
+    """How often a forward pass has been halved for want of memory."""
 
 
-def save(run: RunDir, state: State, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
+def save(run: RunDir, state: State, model: Any, optimizer: torch.optim.Optimizer) -> None:
     """Write a checkpoint; it is there whole, or not at all."""
     folder = run.checkpoint(state.step)
     if folder.exists():
@@ -45,13 +47,39 @@ def save(run: RunDir, state: State, model: PeftModel, optimizer: torch.optim.Opt
     clear(staged)
     staged.mkdir(parents=True)
     save_file(adapters.tensors(model), staged / "adapter.safetensors")
-    save_file(_moments(optimizer), staged / "optimizer.safetensors")
+    moments, numbers = optimizers.state_of(optimizer)
+    save_file(moments, staged / "optimizer.safetensors")
     save_file({"cpu": torch.get_rng_state()}, staged / "random.safetensors")
-    write_json(staged / "state.json", asdict(state))
+    write_json(staged / "state.json", asdict(state) | {"optimizer": numbers})
+    publish(staged, folder)
+    for step in run.best_steps():
+        if step != state.best_step:
+            _remove(run.best(step))  # only now: a killed run goes on from the checkpoint before
+
+
+def save_best(run: RunDir, step: int, model: Any) -> None:
+    """Write what is trained as it is at the best evaluation so far."""
+    folder = run.best(step)
+    staged = folder.with_name(f"{folder.name}.new")
+    clear(staged)
+    staged.mkdir(parents=True)
+    save_file(adapters.tensors(model), staged / "adapter.safetensors")
     publish(staged, folder)
 
 
-def save_epoch(run: RunDir, epoch: int, step: int, model: PeftModel, *, keep: int) -> None:
+def load_best(run: RunDir, step: int, model: Any) -> None:
+    """Put back what the best evaluation saw.
+
+    Raises:
+        RunDirError: it is not there any more.
+    """
+    file = run.best(step) / "adapter.safetensors"
+    if not file.exists():
+        raise RunDirError(f"{file} is gone: it held the best model", hint="Run the job anew.")
+    adapters.restore(model, file)
+
+
+def save_epoch(run: RunDir, epoch: int, step: int, model: Any, *, keep: int) -> None:
     """Write the adapter as it is after an epoch, to be asked; the newest `keep` stay."""
     folder = run.epoch(epoch)
     staged = folder.with_name(f"{folder.name}.new")
@@ -63,16 +91,42 @@ def save_epoch(run: RunDir, epoch: int, step: int, model: PeftModel, *, keep: in
         _remove(run.epoch(old))
 
 
-def load(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> State:
-    """Put everything back as it was."""
+def load(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> State:
+    """Put everything back as it was.
+
+    Raises:
+        RunDirError: there is no checkpoint.
+        BaseModelError: it is of another method or model.
+    """
+    state = _state(folder)
     adapters.restore(model, folder / "adapter.safetensors")
-    moments = load_file(folder / "optimizer.safetensors")
-    for index, weight in enumerate(_weights(optimizer)):
-        optimizer.state[weight] = {
-            name: moments[f"{index}.{name}"].clone() for name in ("step", "exp_avg", "exp_avg_sq")
-        }
+    numbers = read_json(folder / "state.json").get("optimizer", {})
+    optimizers.put_back(optimizer, load_file(folder / "optimizer.safetensors"), numbers)
     torch.set_rng_state(load_file(folder / "random.safetensors")["cpu"])
-    return _state(folder)
+    return state
+
+
+def find(place: Path) -> Path:
+    """A checkpoint by its own folder, or by the run directory whose newest it is.
+
+    Raises:
+        RunDirError: there is none.
+    """
+    steps = RunDir(place).checkpoint_steps()
+    found = RunDir(place).checkpoint(steps[-1]) if steps else place
+    if not (found / "state.json").exists():
+        raise RunDirError(
+            f"resume_from_checkpoint: {place} is no checkpoint, and no run directory that has one",
+            hint="Name a folder such as runs/NAME/checkpoints/step-000100; save_strategy keeps them.",
+        )
+    return found
+
+
+def begin_from(place: Path, model: Any, optimizer: torch.optim.Optimizer) -> State:
+    """Go on from another run's checkpoint: weights, optimizer, random state and step."""
+    state = load(find(place), model, optimizer)
+    # What that run had measured is judged by its own rows.
+    return replace(state, best=None, best_step=None, worse=0, losses=(), tokens=0)
 
 
 def prune(run: RunDir, *, keep: int) -> None:
@@ -93,6 +147,8 @@ def finish(run: RunDir) -> None:
     for step in run.checkpoint_steps():
         if not _state(run.checkpoint(step)).asked_for:
             _remove(run.checkpoint(step))
+    for step in run.best_steps():
+        _remove(run.best(step))
 
 
 def sweep(run: RunDir) -> None:
@@ -126,16 +182,5 @@ def _remove(folder: Path) -> None:
 
 def _state(folder: Path) -> State:
     raw = read_json(folder / "state.json")
-    return State(**(raw | {"losses": tuple(raw["losses"])}))
-
-
-def _weights(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [weight for group in optimizer.param_groups for weight in group["params"]]
-
-
-def _moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{index}.{name}": value.contiguous()
-        for index, weight in enumerate(_weights(optimizer))
-        for name, value in optimizer.state[weight].items()
-    }
+    known = {key: raw[key] for key in State.__slots__ if key in raw}
+    return State(**(known | {"losses": tuple(raw["losses"])}))

@@ -81,11 +81,16 @@ class ChatTokenizer:
             self.raw: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             self._settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
         except Exception as error:  # the library raises bare Exception for a broken file
-            raise BaseModelError(f"{folder}: no usable tokenizer: {error}") from error
+            raise BaseModelError(
+                f"{folder}: no usable tokenizer: {error}", hint="Download it again."
+            ) from error
         file = folder / "chat_template.jinja"
         source = file.read_text("utf-8") if file.exists() else self._settings.get("chat_template")
         if not isinstance(source, str):
-            raise BaseModelError(f"{folder}: the tokenizer has no chat template")
+            raise BaseModelError(
+                f"{folder}: the tokenizer has no chat template",
+                hint="Put the model's chat_template.jinja into the folder.",
+            )
         self.eos = _text_of(self._settings.get("eos_token"))
         eos_id = self.raw.token_to_id(self.eos)
         if eos_id is None:
@@ -100,9 +105,14 @@ class ChatTokenizer:
         self.added = frozenset(token.content for token in added.values())
         self._specials = tuple(token.content for token in added.values() if token.special)
         self._spelled = re.compile("|".join(map(re.escape, self._specials)) or r"(?!)")
-        self.template = ChatTemplate(
-            source, bos=self.special["bos_token"], eos=self.eos, added=self.added
-        )
+        try:
+            self.template = ChatTemplate(
+                source, bos=self.special["bos_token"], eos=self.eos, added=self.added
+            )
+        except Exception as error:  # jinja's own errors, and what a broken source brings out of it
+            raise BaseModelError(
+                f"{folder}: the chat template is not Jinja: {error}", hint="Download it again."
+            ) from error
         self._system_turns: SystemTurns = system_turns
 
     def render(self, messages: Sequence[Message], *, answer: bool = False) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from local_runner.flat.opening import open_learner
+from local_runner.methods.prompts import hidden_states
 
 if TYPE_CHECKING:
     from local_runner.data import Example
@@ -50,9 +51,7 @@ def answer_logits(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     whole = bool(batch.real.all())  # no padding: plain causal attention, the faster kernel
-    hidden = inner.model(
-        input_ids=batch.ids, attention_mask=None if whole else batch.real, use_cache=False
-    ).last_hidden_state
+    hidden = hidden_states(model, batch.ids, None if whole else batch.real)
     # The token at position t is predicted by the hidden state at t - 1.
     wanted = batch.trained[:, 1:]
     return inner.lm_head(hidden[:, :-1][wanted]).float(), batch.ids[:, 1:][wanted]

@@ -31,6 +31,7 @@ def _is_plain(layer: Any) -> bool:
     return (
         isinstance(dropout, torch.nn.Identity)
         and layer.base_layer.bias is None
+        and layer.base_layer.weight.dtype is torch.float32
         and layer.lora_B["default"].bias is None
         and not layer.use_dora["default"]
     )

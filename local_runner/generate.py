@@ -14,13 +14,13 @@ import torch
 from local_runner import adapters, lean, low_rank
 from local_runner.batching import Batch, Row
 from local_runner.data import ChatTokenizer
+from local_runner.methods import prompts
 from local_runner.models import base as bases
 from local_runner.models.family import steady_context
 from local_runner.speech import Ending, Speech
 from maas_client.errors import RunnerError
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from torch import Tensor
 
 Piece = str | Ending
@@ -72,8 +72,12 @@ class Answerer:
         self.base = base
         self.tokenizer = ChatTokenizer(base.folder, model=base.model)
         self._plain: Any = bases.load(base).eval()
-        self._adapted: PeftModel | None = None
+        self._adapted: Any = None
+        self._kind = ""
+        """The method of the adapters that peft holds."""
         self._names: dict[Key, str] = {}
+        self._whole: tuple[Key, Any] | None = None
+        """A model all of whose weights were trained; one at a time."""
         self._loras: OrderedDict[Key, low_rank.Lora | None] = OrderedDict()
         self._ends = self.tokenizer.stops
         self._context = int(bases.read_config(base.folder)["max_position_embeddings"])
@@ -145,7 +149,7 @@ class Answerer:
         else:
             answer.tokens = self._tokens(answer)
             if key is not None:
-                self._name(key)
+                self._bring(key)
             self._apart.append(answer)
 
     def step(self) -> None:
@@ -197,12 +201,8 @@ class Answerer:
                 ids, cache = row.ids, DynamicCache()
             model, mode = self._with(answer.key)
             with torch.inference_mode(), mode:
-                out = model(
-                    input_ids=torch.tensor([ids]),
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
+                out = prompts.answer_on(model, torch.tensor([ids]), cache)
+            cache = out.past_key_values
             token = choose(out.logits[0, -1].float())
             row.ids.append(token)
             yield token
@@ -210,26 +210,41 @@ class Answerer:
 
     def _with(self, key: Key | None) -> tuple[Any, AbstractContextManager[None]]:
         """The model to ask, and the mode to ask it in."""
+        if key is not None:
+            return self._bring(key), nullcontext()
         if self._adapted is None:
             return self._plain, nullcontext()
-        if key is None:
-            return self._adapted, self._adapted.disable_adapter()
-        self._adapted.set_adapter(self._name(key))
-        return self._adapted, nullcontext()
+        return self._adapted, self._adapted.disable_adapter()
 
-    def _name(self, key: Key) -> str:
-        """What peft knows the adapter by; it is loaded where it was not."""
+    def _bring(self, key: Key) -> Any:
+        """The model with what was trained; it is loaded where it was not."""
+        folder = key[0]
+        if adapters.is_whole(folder):
+            if self._whole is None or self._whole[0] != key:
+                self._whole = (key, adapters.open_on(self._plain, folder).eval())
+            return self._whole[1]
         if key not in self._names:
+            self._make_room(adapters.kind_of(folder))
             name = f"adapter{len(self._names)}"
             model: Any = self._adapted or self._plain
-            self._adapted = adapters.open_on(model, key[0], name=name).eval()
+            self._adapted = adapters.open_on(model, folder, name=name).eval()
             self._names[key] = name
-        return self._names[key]
+        assert self._adapted is not None  # noqa: S101 - the name says that it is loaded
+        self._adapted.set_adapter(self._names[key])
+        return self._adapted
+
+    def _make_room(self, kind: str) -> None:
+        """peft holds adapters of one method at a time: let go of those of another."""
+        if self._adapted is not None and self._kind != kind:
+            self._plain = adapters.release(self._plain, self._adapted)
+            self._adapted = None
+            self._names.clear()
+        self._kind = kind
 
     def _lora(self, key: Key) -> low_rank.Lora | None:
         if key not in self._loras:
             adapters.check(self._adapted or self._plain, key[0])
-            self._loras[key] = low_rank.read(key[0])
+            self._loras[key] = None if adapters.is_whole(key[0]) else low_rank.read(key[0])
             if len(self._loras) > _KEPT_ADAPTERS:
                 self._loras.popitem(last=False)
         self._loras.move_to_end(key)
@@ -237,7 +252,7 @@ class Answerer:
 
 
 def _key(adapter: Path) -> Key:
-    file = adapter / adapters.WEIGHTS
+    file = adapter / (adapters.WHOLE if adapters.is_whole(adapter) else adapters.WEIGHTS)
     return adapter, file.stat().st_mtime_ns if file.exists() else 0
 
 

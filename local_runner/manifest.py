@@ -5,12 +5,21 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from maas_client.plan import BaseInfo, Plan
 from maas_client.spec.rundir import RunDir, file_digest, write_json
 
-_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "maas-finetune")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "tokenizers",
+    "safetensors",
+    "bitsandbytes",
+    "maas-finetune",
+)
 
 
 def write(
@@ -48,9 +57,20 @@ def write(
             "threads": plan.threads,
             "python": platform.python_version(),
             "machine": platform.machine(),
+            "cpu": _processor(),
             "packages": {} if simulated else _versions(),
         },
     )
+
+
+def _processor() -> str:
+    """The processor's name; which kernels are used, and so the last bits, depends on it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor())
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from local_runner.memory import is_out_of_memory
 from maas_client.errors import RunnerError
 
 
@@ -40,15 +41,6 @@ def signals() -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
-_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "bad_alloc")
-"""What torch, the system and C++ say."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was asked for that is not there."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
-
-
 def in_our_words(error: Exception, *, smaller: str = "") -> Exception:
     """A failure that a person can do something about, as a MaasError; any other as it is.
 
@@ -63,7 +55,7 @@ def in_our_words(error: Exception, *, smaller: str = "") -> Exception:
             hint="Free some space and run it again: it resumes from its last checkpoint.",
         )
     if is_out_of_memory(error):
-        setting = smaller or "a lower max_seq_length or per_device_train_batch_size"
+        setting = smaller or "auto_find_batch_size, or a lower max_seq_length"
         return RunnerError(
             f"there is not enough memory: {text.splitlines()[0] if text else 'none is left'}",
             hint=f"Run it again with {setting}. With --max-memory it goes on where it was.",

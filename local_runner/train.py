@@ -12,20 +12,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from local_runner import adapters, checkpoints, compared, inputs, manifest
-from local_runner.data import ChatTokenizer, Example, load_examples, max_length
-from local_runner.learning import Learner, open_learner
+from local_runner import adapters, checkpoints, compared, inputs, manifest, memory, outcome
+from local_runner.data import ChatTokenizer, load_examples, max_length
+from local_runner.judging import open_judge
+from local_runner.learning import open_learner
 from local_runner.models import base as bases
-from local_runner.models import tokenizers
-from local_runner.stopping import Signals, StopRequested, in_our_words, is_out_of_memory, signals
-from local_runner.update import make_optimizer, micro_batches, rates, steps_per_epoch, update
-from maas_client.errors import MaasError
+from local_runner.optimizers import make_optimizer
+from local_runner.stopping import Signals, StopRequested, in_our_words, signals
+from local_runner.underway import Run
+from local_runner.update import Update, micro_batches, rates, update
+from maas_client.errors import MaasError, RunDirError
 from maas_client.jobs import Event, JobStatus
 from maas_client.plan import Plan, count_steps
 from maas_client.spec.forecast import thriftier
@@ -36,75 +38,13 @@ from maas_client.spec.rundir import (
     RunStatus,
 )
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-
 OnEvent = Callable[[Event], None]
 Tell = Callable[..., None]
 
 _CRASH_CHECKPOINT_SECONDS = 30.0
-"""How much work a killed run may lose. Writing a checkpoint takes about a tenth of a second."""
-
-
-@dataclass
-class _Run:
-    """What a training run holds while it goes on."""
-
-    dir: RunDir
-    plan: Plan
-    base: bases.Base
-    model: PeftModel
-    learner: Learner
-    optimizer: torch.optim.Optimizer
-    rate: Callable[[int], float]
-    """Step, counted from 0 -> learning rate."""
-    rows: list[Example]
-    held_out: list[Example]
-    tell: Tell
-    keep_epochs: bool = False
-    """Whether each epoch's adapter is kept, and how often the model is right is told."""
-    step: int = 0
-    best: float | None = None
-    """The lowest validation loss so far."""
-    worse: int = 0
-    """Evaluations in a row without a gain, for early stopping."""
-    losses: list[float] = field(default_factory=list)
-    """Of the steps since the last metric."""
-    tokens: int = 0
-    """Tokens seen since the last metric."""
-    norm: float = 0.0
-    """Of the last gradient, before clipping."""
-    accuracy: float = 0.0
-    """Of the last step."""
-    clock: float = 0.0
-    """When the last metric was written."""
-    saved_at: float = 0.0
-
-    @property
-    def values(self) -> dict[str, Any]:
-        return self.plan.values
-
-    @property
-    def steps(self) -> int:
-        return count_steps(len(self.rows), self.values)
-
-    @property
-    def per_epoch(self) -> int:
-        return steps_per_epoch(len(self.rows), self.values)
-
-    @property
-    def epoch(self) -> float:
-        return round(self.step / self.per_epoch, 4)
-
-    @property
-    def is_stale(self) -> bool:
-        """Whether early stopping is asked for and due."""
-        patience = int(self.values["early_stopping_patience"])
-        return bool(self.values["apply_early_stopping"]) and self.worse >= patience
-
-    @property
-    def is_over(self) -> bool:
-        return self.step >= self.steps or self.is_stale
+"""How much work a killed run may lose. Writing an adapter takes about a tenth of a second."""
+_CRASH_CHECKPOINT_SHARE = 20.0
+"""Of a checkpoint that takes long: it is written as seldom as to cost a twentieth of the time."""
 
 
 def train(
@@ -184,7 +124,7 @@ def _train(run_dir: RunDir, plan: Plan, tell: Tell, caught: Signals, *, keep_epo
     _finish(run, seconds=time.monotonic() - began, resumed_at=resumed_at)
 
 
-def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
+def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> Run:
     """Check the inputs against the plan, and load everything."""
     base = bases.resolve(plan.base.source if plan.base else None, model=plan.job.model.asset_name)
     inputs.check_inputs(plan, base)
@@ -200,7 +140,7 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
     )
     steps = count_steps(len(rows), plan.values)
     rate = rates(plan, steps)
-    model = adapters.attach(bases.load(base, dtype=bases.held_in(plan)), plan, name=base.name)
+    model = adapters.attach(adapters.load_base(base, plan), plan, name=base.name)
     tokens = sum(len(row.ids) for row in rows)
     words = f"{len(rows)} rows, {tokens:,} tokens, {len(held_out)} held out, {steps} steps"
     tell("log", words, {"tokens": tokens})
@@ -208,7 +148,7 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
         tell("log", remark)
     if plan.values["apply_early_stopping"] and not held_out:
         tell("log", "apply_early_stopping does nothing: there are no validation rows")
-    return _Run(
+    return Run(
         dir=run_dir,
         plan=plan,
         base=base,
@@ -219,37 +159,46 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> _Run:
         rows=rows,
         held_out=held_out,
         tell=tell,
+        judge=open_judge(plan.values),
     )
 
 
-def _resume_or_start(run: _Run) -> int | None:
+def _resume_or_start(run: Run) -> int | None:
     """Go on from the last checkpoint; returns its step, or None where there is none."""
     steps = run.dir.checkpoint_steps()
     inputs.forget_metrics(run.dir, after=steps[-1] if steps else -1)
     if steps:
         state = checkpoints.load(run.dir.checkpoint(steps[-1]), run.model, run.optimizer)
-        run.step, run.best, run.worse = state.step, state.best, state.worse
-        run.losses, run.tokens = list(state.losses), state.tokens
+        _take_up(run, state)
         run.tell("log", f"resumed at step {run.step} of {run.steps}")
         return run.step
     torch.manual_seed(run.plan.seed)
+    if isinstance(place := run.values.get("resume_from_checkpoint"), str):
+        _take_up(run, checkpoints.begin_from(Path(place), run.model, run.optimizer))
+        if run.is_over:
+            raise RunDirError(
+                f"resume_from_checkpoint: {place} is at step {run.step}, and the job ends at {run.steps}",
+                hint="Raise num_train_epochs or max_steps: they count from the checkpoint's own start.",
+            )
+        run.tell("log", f"begun at step {run.step} of {run.steps}, with the checkpoint in {place}")
     if run.held_out and run.values["evaluation_strategy"] != "disable":
         _evaluate(run)  # before and after come from the same code
     return None
 
 
-def _step(run: _Run) -> None:
+def _take_up(run: Run, state: checkpoints.State) -> None:
+    judge = run.judge
+    judge.best, judge.best_step, judge.worse = state.best, state.best_step, state.worse
+    run.step, run.halvings = state.step, state.halvings
+    run.losses, run.tokens = list(state.losses), state.tokens
+
+
+def _step(run: Run) -> None:
     dice = torch.get_rng_state()
     try:
-        done = update(
-            run.learner,
-            run.optimizer,
-            micro_batches(run.rows, run.plan, run.step),
-            rate=run.rate(run.step),
-            ceiling=float(run.values["max_grad_norm"]),
-        )
+        done = _updated(run)
     except (MemoryError, RuntimeError) as error:
-        if run.step and is_out_of_memory(error):
+        if run.step and memory.is_out_of_memory(error):
             torch.set_rng_state(dice)  # as if the step had not begun
             with suppress(MemoryError, RuntimeError):  # else there is an older checkpoint
                 _save(run, asked_for=False)
@@ -260,7 +209,28 @@ def _step(run: _Run) -> None:
     run.norm, run.accuracy = done.norm, done.accuracy
 
 
-def _report(run: _Run) -> None:
+def _updated(run: Run) -> Update:
+    batches = micro_batches(run.rows, run.plan, run.step)
+
+    def work(batches: memory.Batches) -> Update:
+        ceiling, rate = float(run.values["max_grad_norm"]), run.rate(run.step)
+        with run.products:
+            return update(run.learner, run.optimizer, batches, rate=rate, ceiling=ceiling)
+
+    if run.values.get("auto_find_batch_size"):
+        before, forget = run.halvings, run.optimizer.zero_grad
+        done, run.halvings = memory.within(work, batches, halvings=before, forget=forget)
+        if run.halvings > before:
+            most = max(map(len, memory.halved(batches, run.halvings)))
+            run.tell(
+                "log", f"memory ran out: {most} rows in a forward pass from step {run.step + 1}"
+            )
+    else:
+        done = work(batches)
+    return done
+
+
+def _report(run: Run) -> None:
     every = int(run.values["logging_steps"])
     if run.step % every and run.step not in {1, run.steps}:
         return
@@ -285,7 +255,7 @@ def _report(run: _Run) -> None:
     run.tokens, run.clock = 0, now
 
 
-def _evaluate_if_due(run: _Run) -> None:
+def _evaluate_if_due(run: Run) -> None:
     strategy = run.values["evaluation_strategy"]
     if not run.held_out or strategy == "disable":
         return
@@ -293,49 +263,60 @@ def _evaluate_if_due(run: _Run) -> None:
     if run.step % every and run.step != run.steps:
         return
     start = time.monotonic()
-    loss = _evaluate(run)
+    loss, accuracy = _evaluate(run)
     run.clock += time.monotonic() - start  # evaluating is not training: keep it out of tokens/s
-    if run.best is None or loss < run.best - float(run.values["early_stopping_threshold"]):
-        run.best, run.worse = loss, 0
-    else:
-        run.worse += 1
+    if run.judge.take(run.step, loss, accuracy) and run.values["load_best_model_at_end"]:
+        checkpoints.save_best(run.dir, run.step, run.model)
 
 
-def _evaluate(run: _Run) -> float:
+def _evaluate(run: Run) -> tuple[float, float]:
     batch = int(run.values["per_device_eval_batch_size"])
-    loss, accuracy = run.learner.measure(run.held_out, batch=batch)
+    with run.products:
+        loss, accuracy = run.learner.measure(run.held_out, batch=batch)
     words = f"step {run.step}/{run.steps}  validation loss {loss:.4f}"
     data = {"step": run.step, "max_steps": run.steps, "epoch": run.epoch, "eval_loss": loss}
     if run.keep_epochs:
         data["eval_token_accuracy"] = accuracy
     run.tell("metric", words, data)
-    return loss
+    return loss, accuracy
 
 
-def _save_if_due(run: _Run) -> None:
+def _save_if_due(run: Run) -> None:
     strategy = run.values["save_strategy"]
     every = {"epoch": run.per_epoch, "steps": int(run.values["save_steps"])}.get(strategy, 0)
     if every and (run.step % every == 0 or run.step == run.steps):
         _save(run, asked_for=True)
-    elif not run.is_over and time.monotonic() - run.saved_at > _CRASH_CHECKPOINT_SECONDS:
+    elif not run.is_over and time.monotonic() - run.saved_at > max(
+        _CRASH_CHECKPOINT_SECONDS, _CRASH_CHECKPOINT_SHARE * run.save_seconds
+    ):
         _save(run, asked_for=False)
 
 
-def _keep_epoch_if_due(run: _Run) -> None:
+def _keep_epoch_if_due(run: Run) -> None:
     if run.keep_epochs and run.step % run.per_epoch == 0:
         epoch = run.step // run.per_epoch
         checkpoints.save_epoch(run.dir, epoch, run.step, run.model, keep=KEPT_EPOCHS)
 
 
-def _save(run: _Run, *, asked_for: bool) -> None:
-    losses = tuple(run.losses)
-    state = checkpoints.State(run.step, run.best, run.worse, losses, run.tokens, asked_for)
+def _save(run: Run, *, asked_for: bool) -> None:
+    start = time.monotonic()
+    state = checkpoints.State(
+        step=run.step,
+        best=run.judge.best,
+        worse=run.judge.worse,
+        losses=tuple(run.losses),
+        tokens=run.tokens,
+        asked_for=asked_for,
+        best_step=run.judge.best_step,
+        halvings=run.halvings,
+    )
     checkpoints.save(run.dir, state, run.model, run.optimizer)
     checkpoints.prune(run.dir, keep=int(run.values["save_total_limit"]))
     run.saved_at = time.monotonic()
+    run.save_seconds = run.saved_at - start
 
 
-def _stop_if_asked(run: _Run, caught: Signals) -> None:
+def _stop_if_asked(run: Run, caught: Signals) -> None:
     if run.is_over:
         return  # what is left is to write it down
     if run.dir.cancel_file.exists():
@@ -348,32 +329,19 @@ def _stop_if_asked(run: _Run, caught: Signals) -> None:
         )
 
 
-def _finish(run: _Run, *, seconds: float, resumed_at: int | None) -> None:
+def _finish(run: Run, *, seconds: float, resumed_at: int | None) -> None:
     """Write what the run was for, whole, and the digests of it all."""
     if run.step < run.steps:
-        run.tell("log", f"stopped early at step {run.step}: no gain in {run.worse} evaluations")
-    staged = run.dir.path / "adapter.new"
-    checkpoints.clear(staged)
-    adapters.save(run.model, staged)
-    checkpoints.publish(staged, run.dir.adapter)
-    run.tell("log", f"adapter written to {run.dir.adapter.name}/")
-    if run.values.get("merge_lora_weights"):
-        _merge(run)
+        run.tell(
+            "log", f"stopped early at step {run.step}: no gain in {run.judge.worse} evaluations"
+        )
+    best = run.judge.best_step
+    if run.values["load_best_model_at_end"] and best not in (None, run.step):
+        checkpoints.load_best(run.dir, int(best or 0), run.model)
+        run.tell("log", f"the best evaluation was at step {best}: that is what is kept")
+    outcome.write(run.dir, run.plan, run.model, run.base, tell=run.tell)
     took = {"steps": run.step, "seconds": round(seconds, 1), "resumed_at_step": resumed_at}
     manifest.write(run.dir, run.plan, run.base.info, took=took)
-
-
-def _merge(run: _Run) -> None:
-    staged = run.dir.path / "merged.new"
-    checkpoints.clear(staged)
-    merged = run.model.merge_and_unload()
-    merged.save_pretrained(staged)
-    whole = tokenizers.whole(run.base.folder, model=run.base.model)
-    for name in bases.TOKENIZER_FILES:
-        if (source := whole / name).exists():
-            (staged / name).write_bytes(source.read_bytes())
-    checkpoints.publish(staged, run.dir.merged)
-    run.tell("log", f"merged model written to {run.dir.merged.name}/")
 
 
 @contextmanager

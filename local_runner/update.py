@@ -16,8 +16,6 @@ from maas_client.errors import MaasError, PlanError
 from maas_client.plan import Plan, batch_size, learning_rate
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from local_runner.data import Example
     from local_runner.learning import Learner
 
@@ -54,25 +52,6 @@ def micro_batches(rows: Sequence[Example], plan: Plan, step: int) -> list[list[E
     width, size = rows_per_step(plan.values), batch_size(plan.values)
     chosen = [rows[i] for i in order[place * width : (place + 1) * width]]
     return [chosen[i : i + size] for i in range(0, len(chosen), size)]
-
-
-def make_optimizer(model: PeftModel, plan: Plan) -> torch.optim.AdamW:
-    """AdamW; biases and norms are not decayed, as in Hugging Face's Trainer."""
-    values: dict[str, Any] = plan.values
-    weights = [(name, w) for name, w in sorted(model.named_parameters()) if w.requires_grad]
-    decayed = [w for name, w in weights if w.ndim >= 2 and "norm" not in name]
-    plain = [w for name, w in weights if w.ndim < 2 or "norm" in name]
-    groups = [
-        {"params": decayed, "weight_decay": values["weight_decay"]},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=learning_rate(values),
-        betas=(values["adam_beta1"], values["adam_beta2"]),
-        eps=values["adam_epsilon"],
-        fused=True,  # one kernel in place of ten for each of some hundred small tensors
-    )
 
 
 def rates(plan: Plan, steps: int) -> Callable[[int], float]:

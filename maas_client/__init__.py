@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from maas_client.spec.loading import dump_job, load_job
     from maas_client.spec.rundir import RunDir
     from maas_client.targets.base import Target
+    from maas_client.verifying import verify
 
 # Loaded when first used: a program that only reads a job file does not wait for the rest.
 _HOME = {
@@ -64,6 +65,7 @@ _HOME = {
     "hosting": "flow",
     "open_chat": "flow",
     "open_local_chat": "flow",
+    "verify": "verifying",
     "evaluate": "evaluation",
 }
 
@@ -93,6 +95,7 @@ __all__ = [
     "plan_job",
     "run",
     "submit",
+    "verify",
 ]
 
 

@@ -59,7 +59,7 @@ def evaluate(
     what = ("--benchmark", benchmark, "--prompt", prompt) if benchmark else ("--task", name)
     found = runner.ask(
         *("evaluate", *base, "--model", done.job.model.asset_name, "--data", str(file)),
-        *(*what, *length, "--with-base", "--adapter", str(run.adapter)),
+        *(*what, *length, "--with-base", "--adapter", str(run.trained)),
     )
     return _keep(run, found, file, f"{benchmark}-{prompt}" if benchmark else name)
 
@@ -75,7 +75,7 @@ def ended_run(path: Path) -> tuple[RunDir, Plan]:
     status = run.read_status()
     if status is not None and status.simulated:
         raise RunDirError(f"{path} was simulated: nothing was trained")
-    if not (run.adapter / "adapter_config.json").exists():
+    if not any((run.trained / name).exists() for name in ("adapter_config.json", "config.json")):
         raise RunDirError(f"{path} left no adapter", hint="Run it to its end first.")
     if done.base is not None:
         found = runner.base_info(done.base.source, model=done.job.model.asset_name)

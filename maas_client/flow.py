@@ -314,7 +314,7 @@ def open_local_chat(what: str | Path, *, base: str | None = None) -> Chat:
     if RunDir(folder).plan_file.exists() and base is None:
         run, done = ended_run(folder)
         known = done.base.source if done.base else None
-        return Chat(LocalLine(known, model=done.job.model.asset_name, adapter=run.adapter))
+        return Chat(LocalLine(known, model=done.job.model.asset_name, adapter=run.trained))
     found = find_weights(folder, base=base)
     other = found.trained_on if found.is_mismatched else ""
     return Chat(LocalLine(found.base, model=found.model, adapter=found.adapter, trained_on=other))

@@ -113,4 +113,4 @@ def _models(base: bases.Base, folders: Sequence[Path | None]) -> Iterator[Any]:
         else:
             adapted = adapters.open_on(model, folder)
             yield adapted
-            model = adapted.unload()
+            model = adapters.release(model, adapted)

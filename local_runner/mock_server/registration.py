@@ -26,7 +26,7 @@ def publish(twin: Twin, job: Body, run: RunDir) -> None:
         if kind == "mlflow_model_folder":
             _put_model(twin, job, run, output_place(job["name"], name))
         else:
-            _put_folder(twin, run.adapter, output_place(job["name"], name))
+            _put_folder(twin, run.trained, output_place(job["name"], name))
     if job["output"] is not None:
         prefix = output_place(job["name"], "registered_model")
         _put_model(twin, job, run, prefix)
@@ -87,7 +87,7 @@ def _model(twin: Twin, job: Body, run: RunDir, prefix: str) -> dict[str, Any]:
         "version": job["version"],
         "created": twin.clock.iso(),
         "base_model": job["entry"],
-        "adapter": str(run.adapter),
+        "adapter": str(run.trained),
         "archived": False,
         "properties": {
             "modelType": "mlflow_model",

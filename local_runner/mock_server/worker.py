@@ -252,7 +252,9 @@ def _plan(twin: Twin, engine: Engine, job: Body) -> Plan:
 
 def _engine_limits(spec: FineTuningJob) -> Limits:
     """What the local engine accepts; a system turn is never a reason to fail a job that was taken."""
-    here = local_limits(spec.model, target="the mock's engine")
+    here = local_limits(
+        spec.model, target="the mock's engine", hyperparameters=spec.hyperparameters
+    )
     return replace(here, choices={**here.choices, "system_turns": ("fold",)})
 
 

@@ -64,14 +64,14 @@ def _found(base: str | None, model: str) -> Base:
         return _base(folder, str(folder), f"the weights in {folder}", folder.name)
     if base is not None and not _HUB_ID.fullmatch(base):
         raise BaseModelError(
-            f"--base {base}: there is no such folder",
+            f"{base}: there is no such folder of weights",
             hint="Name a folder, a hub id such as microsoft/Phi-3-mini-4k-instruct, or stand-in.",
         )
     hub_id = base or _hub_id(model)
     return _base(_from_hub(hub_id), hub_id, hub_id, hub_id)
 
 
-def load(base: Base, *, dtype: str = "float32") -> Any:
+def load(base: Base, *, dtype: str = "float32", quantization: Any = None) -> Any:
     """The model on the CPU, without gradients.
 
     The heads of its files are read first: nothing is loaded of a checkpoint that is not whole. Weights that
@@ -80,6 +80,7 @@ def load(base: Base, *, dtype: str = "float32") -> Any:
     Args:
         base: where it is.
         dtype: `float32`, `bfloat16` or `float16`.
+        quantization: how transformers is to round the projections while it reads them.
 
     Raises:
         BaseModelError: it is no architecture of the family, its files are broken, or a weight is not finite.
@@ -105,6 +106,7 @@ def load(base: Base, *, dtype: str = "float32") -> Any:
             base.folder,
             config=shape,
             dtype=dtype,
+            quantization_config=quantization,
             attn_implementation="sdpa",
             use_safetensors=True,
             local_files_only=True,
@@ -118,10 +120,10 @@ def load(base: Base, *, dtype: str = "float32") -> Any:
     return model
 
 
-def held_in(plan: Plan) -> str:
-    """What a run's weights are held in: fp32, or what they are stored in where they are streamed."""
+def held_in(plan: Plan) -> str | None:
+    """What the weights are stored in, where they are streamed; None where they are not."""
     shape = plan.base.shape if plan.base else None
-    return shape.stored if shape and plan.thrift and plan.thrift.streamed else "float32"
+    return shape.stored if shape and plan.thrift and plan.thrift.streamed else None
 
 
 def _check_tensors(folder: Path, cls: Any, shape: Any) -> None:
@@ -156,8 +158,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The model's config.json."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BaseModelError(f"{folder}: {error}", hint="Is it a model folder?") from error
+    except OSError as error:
+        file = folder / "config.json"
+        raise BaseModelError(f"{file}: {error.strerror}", hint="Is it a model folder?") from error
+    except ValueError as error:
+        file = folder / "config.json"
+        raise BaseModelError(f"{file} is not JSON: {error}", hint="Download it again.") from error
     return dict(config)
 
 

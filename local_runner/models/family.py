@@ -51,7 +51,7 @@ def architecture(model_type: Any, label: str) -> Architecture:
     if found is None:
         known = "; ".join(f"{each.name} ({each.members})" for each in ARCHITECTURES.values())
         raise BaseModelError(
-            f"{label} has the architecture {model_type!r}; the runner trains {known}",
+            f"the architecture of {label} is {model_type!r}; the runner trains {known}",
             hint="Name a Phi-3, Phi-3.5 or Phi-4 checkpoint with --base.",
         )
     return found

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from maas_client.cli import chat, files, hosting, jobs, parcels, preview, render, rows
+from maas_client.cli import chat, files, hosting, jobs, parcels, preview, render, rows, verdicts
 from maas_client.cli.options import (
     Base,
     DryRun,
@@ -44,6 +44,7 @@ app.command()(hosting.deploy)
 app.command()(hosting.undeploy)
 app.command()(chat.chat)
 app.command()(preview.preview)
+app.command()(verdicts.verify)
 
 
 @app.command()

@@ -56,12 +56,14 @@ def chat(
         raise typer.BadParameter("--base is for --local: an endpoint has its own")
     if question is not None and message is not None:
         raise typer.BadParameter("the question is given twice, as an argument and with --message")
+    asked = question if question is not None else message
+    if asked is not None and not asked.strip():
+        raise typer.BadParameter("the question is empty")
     place = None if local else flow.open_target(target)
     line = flow.open_chat(name, place) if place else flow.open_local_chat(name, base=base)
     try:
         render.hint(line.about, as_json=as_json)
         talk = _Talk(line, system, {"max_tokens": max_tokens, "temperature": temperature}, as_json)
-        asked = question if question is not None else message
         if asked is not None:
             talk.ask(asked)
         else:

@@ -12,6 +12,7 @@ from maas_client.errors import NotFoundError
 from maas_client.spec.catalog import find_model, find_outsider, token_facts, whole
 from maas_client.spec.catalog_entry import ModelEntry, Price
 from maas_client.spec.catalog_file import near
+from maas_client.spec.job import ModelInput
 
 UNKNOWN = "unknown"
 
@@ -52,11 +53,13 @@ def as_json(entry: ModelEntry) -> dict[str, Any]:
 
 
 def find(name: str) -> ModelEntry:
-    """The model of that name.
+    """The model of that name, or of the asset that a job file names.
 
     Raises:
         NotFoundError: there is none, or it is not done here; with the nearest name or the next step.
     """
+    if name.startswith("azureml:"):
+        name = ModelInput(path=name).asset_name
     entry = find_model(name)
     if entry is not None:
         return entry
@@ -119,7 +122,7 @@ def described(entry: ModelEntry, *, today: dt.date) -> Rows:
     yield "not confirmed", ", ".join(unsure) or "nothing"
     if entry.note:
         yield "note", entry.note
-    yield "stands in", entry.origin
+    yield "written in", entry.origin
 
 
 def _end(entry: ModelEntry, today: dt.date) -> Rows:

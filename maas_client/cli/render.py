@@ -11,21 +11,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maas_client.cli.tables import counted, escaped, facts, table, values
 from maas_client.errors import MaasError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from maas_client.jobs import Endpoint, Event, Job
-    from maas_client.plan import Plan, Resolved
+    from maas_client.plan import Plan
     from maas_client.serving import Answer
     from maas_client.settings import TargetSettings
     from maas_client.spec.dataset import DatasetReport
     from maas_client.spec.rundir import RunDir
     from maas_client.targets.base import Finding, Target
 
-UNKNOWN = "unknown"
 _SECRET = ("identity_header", "api_key")
 
 
@@ -84,15 +83,16 @@ def dataset(report: DatasetReport, *, as_json: bool) -> None:
         line(f"{report.path}: {problem}")
     for remark in report.warnings:
         line(f"{report.path}: remark: {remark}")
+    rows = counted(report.rows, "row")
     if report.ok:
-        line(f"{report.path}: {report.rows:,} rows, all good ({report.turns:,} answers to learn)")
+        line(f"{report.path}: {rows}, all good ({counted(report.turns, 'answer')} to learn)")
         return
     if not report.bad_rows:
         line(f"{report.path}: the file cannot be used")
         return
     rest = report.bad_rows - len({problem.line for problem in report.problems})
     more = f"; {rest:,} more bad rows are not listed" if rest > 0 else ""
-    line(f"{report.path}: {report.bad_rows:,} of {report.rows:,} rows are bad{more}")
+    line(f"{report.path}: {report.bad_rows:,} of {rows} are bad{more}")
 
 
 def plan(ready: Plan, *, as_json: bool) -> None:
@@ -101,18 +101,18 @@ def plan(ready: Plan, *, as_json: bool) -> None:
         _json(ready.to_json())
         return
     console = _console()
-    console.print(_facts(ready))
-    console.print(_values(ready.hyperparameters))
+    console.print(facts(ready))
+    console.print(values(ready.hyperparameters))
     for warning in ready.warnings:
-        console.print(f"[yellow]warning:[/] {_escape(warning)}")
+        console.print(f"[yellow]warning:[/] {escaped(warning)}")
 
 
 def plan_brief(ready: Plan, *, as_json: bool) -> None:
     """What is worth knowing before a job starts: its warnings and its size."""
     if as_json:
         return
-    steps = f"{ready.steps:,} steps" if ready.steps else "steps unknown"
-    rows = f"{ready.training.report.rows:,} rows" if ready.training.report else "rows elsewhere"
+    steps = counted(ready.steps, "step") if ready.steps else "steps unknown"
+    rows = counted(ready.training.report.rows, "row") if ready.training.report else "rows elsewhere"
     line(f"plan: {ready.job.model.asset_name} on {ready.target}, {rows}, {steps}")
     for warning in ready.warnings:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
@@ -124,23 +124,23 @@ def refused(job_file: Path, target: Target) -> None:
     from maas_client.spec.loading import load_job
 
     job = load_job(job_file)
-    _console().print(_values(resolve(job, target.limits(job))))
+    _console().print(values(resolve(job, target.limits(job))))
 
 
 def jobs(found: Sequence[Job], *, as_json: bool) -> None:
     if as_json:
         _json([job.to_json() for job in found])
         return
-    table = _table("job", "status", "created", "model", "registered as")
+    sheet = table("job", "status", "created", "model", "registered as")
     for entry in found:
-        table.add_row(
+        sheet.add_row(
             entry.id,
             _status(entry),
             _when(entry.created_at),
             entry.model.rpartition("/models/")[2].replace("/versions/", ":") or entry.model,
             entry.output_model or "",
         )
-    _console().print(table)
+    _console().print(sheet)
 
 
 def job(entry: Job, *, as_json: bool) -> None:
@@ -209,16 +209,16 @@ def evaluation(found: Mapping[str, Any], *, as_json: bool) -> None:
         for each in found["results"]
     )
     tokens = f", {found['tokens']:,} trained tokens" if "tokens" in found else ""
-    what = f"{found['rows']:,} {'questions' if 'benchmark' in found else 'rows'}{tokens}"
+    what = f"{counted(found['rows'], 'question' if 'benchmark' in found else 'row')}{tokens}"
     line(f"{what}, on {found['base']}")
     if "prompt_format" in found:
         line(f"asked through {found['prompt_format']}")
-    table = _table("", "before", "after", "change")
+    sheet = table("", "before", "after", "change")
     for name, value in before.items():
         now = after[name]
         change = f"{(now / value - 1) * 100:+.1f} %" if value else f"{now - value:+.4f}"
-        table.add_row(name, f"{value:.4f}", f"{now:.4f}", change)
-    _console().print(table)
+        sheet.add_row(name, f"{value:.4f}", f"{now:.4f}", change)
+    _console().print(sheet)
     hint(found["file"], as_json=False)
 
 
@@ -228,10 +228,10 @@ def models(
     if as_json:
         _json(whole)
         return
-    table = _table("model", "size", "context", "tuned", "retired", "use instead")
+    sheet = table("model", "size", "context", "tuned", "retired", "use instead")
     for row in rows:
-        table.add_row(*row)
-    _console().print(table)
+        sheet.add_row(*row)
+    _console().print(sheet)
     line("Not done here:")
     for sentence in others:
         line(f"  {sentence}")
@@ -249,10 +249,10 @@ def endpoints(found: Sequence[Endpoint], *, as_json: bool) -> None:
     if as_json:
         _json([entry.to_json() for entry in found])
         return
-    table = _table("endpoint", "state", "model", "since")
+    sheet = table("endpoint", "state", "model", "since")
     for entry in found:
-        table.add_row(entry.name, entry.state, entry.model, _when(entry.created_at))
-    _console().print(table)
+        sheet.add_row(entry.name, entry.state, entry.model, _when(entry.created_at))
+    _console().print(sheet)
 
 
 def endpoint(entry: Endpoint, *, as_json: bool) -> None:
@@ -297,20 +297,20 @@ def targets(found: Mapping[str, TargetSettings], *, as_json: bool) -> None:
     if as_json:
         _json(rows)
         return
-    table = _table("target", "kind", "where")
+    sheet = table("target", "kind", "where")
     for name, row in rows.items():
         if "runs" in row:
-            table.add_row(name, "local", row["runs"])
+            sheet.add_row(name, "local", row["runs"])
         elif "namespace" in row:
-            table.add_row(
+            sheet.add_row(
                 name, "kaito", f"{row['context'] or 'current context'}/{row['namespace']}"
             )
         elif "endpoint" in row:
-            table.add_row(name, "foundry", row["endpoint"])
+            sheet.add_row(name, "foundry", row["endpoint"])
         else:
             kind = "azure_ml, a mock" if row["resource_manager"] else "azure_ml"
-            table.add_row(name, kind, f"{row['resource_group']}/{row['workspace']}")
-    _console().print(table)
+            sheet.add_row(name, kind, f"{row['resource_group']}/{row['workspace']}")
+    _console().print(sheet)
 
 
 def findings(found: Sequence[Finding], *, as_json: bool) -> None:
@@ -320,66 +320,6 @@ def findings(found: Sequence[Finding], *, as_json: bool) -> None:
     for finding in found:
         step = f"  -> {finding.next_step}" if finding.next_step else ""
         line(f"{'ok' if finding.ok else 'NO':3} {finding.name:24} {finding.detail}{step}")
-
-
-def _facts(ready: Plan) -> Table:
-    table = _table(f"plan for {ready.target}", "")
-    training, tokens, forecast = ready.training, ready.tokens, ready.forecast
-    rows = {
-        "model": ready.job.model.path,
-        "trained from": ready.base.label if ready.base else None,
-        "base digest": f"sha256 {ready.base.digest[:16]}…" if ready.base else None,
-        "training data": f"{training.path} ({_rows(training.report)})",
-        "validation data": f"{ready.validation.path} ({_rows(ready.validation.report)})"
-        if ready.validation
-        else "none",
-        "validation split": f"{ready.split.fraction:g} of {ready.split.rows:,} rows in "
-        f"{ready.split.groups:,} questions, seed {ready.split.seed}, of {ready.split.path}"
-        if ready.split
-        else None,
-        "tokens": f"{tokens.total:,} in an epoch, {tokens.trained:,} trained, longest row {tokens.longest:,}"
-        if tokens
-        else f"{UNKNOWN}: the model's tokenizer is not on this machine",
-        "counted by": tokens.counted_by if tokens else None,
-        "steps": f"{ready.steps:,}" if ready.steps else UNKNOWN,
-        "seed": str(ready.seed),
-        "threads": str(ready.threads) if ready.threads else None,
-        "cost": f"{forecast.cost_usd:.2f} USD" if forecast.cost_usd is not None else UNKNOWN,
-        "memory": _memory(ready),
-        "spares memory": ready.thrift.words if ready.thrift else None,
-        "time": f"{forecast.seconds:.0f} s" if forecast.seconds is not None else UNKNOWN,
-    }
-    for key, value in rows.items():
-        if value is not None:
-            table.add_row(key, _escape(value))
-    return table
-
-
-def _memory(ready: Plan) -> str:
-    from maas_client.spec.memory import size_words
-
-    forecast = ready.forecast
-    if forecast.memory_bytes is None:
-        return UNKNOWN
-    parts = {part: count for part, count in (forecast.memory or {}).items() if count > 10**7}
-    words = ", ".join(f"{part} {size_words(count)}" for part, count in parts.items())
-    most = f" of at most {size_words(ready.max_memory)}" if ready.max_memory else ""
-    return f"about {size_words(forecast.memory_bytes)}{most} ({words})"
-
-
-def _values(resolved: Sequence[Resolved]) -> Table:
-    table = _table("hyperparameter", "value", "", "from")
-    colours = {"given": "green", "default": "dim", "ignored": "yellow", "refused": "red"}
-    for entry in resolved:
-        colour = colours[entry.treatment]
-        source = entry.source + (f" ({entry.note})" if entry.note else "")
-        value = str(entry.value).lower() if isinstance(entry.value, bool) else str(entry.value)
-        table.add_row(entry.key, value, f"[{colour}]{entry.treatment}[/]", _escape(source))
-    return table
-
-
-def _rows(report: DatasetReport | None) -> str:
-    return f"{report.rows:,} rows" if report else "elsewhere, not looked at"
 
 
 def _status(entry: Job) -> str:
@@ -409,20 +349,3 @@ def _console() -> Console:
 
     width = None if sys.stdout.isatty() else 120  # a pipe has no width; a path must not be folded
     return Console(width=width)
-
-
-def _table(*columns: str) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for place, column in enumerate(columns):
-        # The first is a name or an id, which people copy: it stays in one piece.
-        table.add_column(column, overflow="fold", no_wrap=place == 0)
-    return table
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

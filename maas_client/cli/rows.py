@@ -10,6 +10,7 @@ import typer
 
 from maas_client.cli import render
 from maas_client.cli.options import Json
+from maas_client.cli.tables import counted
 
 Rows = Annotated[Path, typer.Argument(help="Rows: JSONL, or by its ending csv, tsv or parquet.")]
 Task = Annotated[str, typer.Option(help="What the rows are for.")]
@@ -105,5 +106,5 @@ def split(
         render.data({**parts, "split": made.to_json()})
         return
     for report in (train, held):
-        render.line(f"{report.path}: {report.rows:,} rows")
+        render.line(f"{report.path}: {counted(report.rows, 'row')}")
     render.line(f"{made.rows:,} rows in {made.groups:,} questions, none in both; seed {made.seed}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -29,6 +30,10 @@ _OURS = ("name", "origin")
 """Fields that the reader fills in; no file has them."""
 _NOT_SHARED = ("retired", "replacement", "price", "unverified")
 """What is the service's word on one model, and does not hold for another that is like it."""
+
+_SKU = re.compile(r"\d+\|\d+\|\d+\|\d+")
+_MOST_NUMBERED = 1_000_000
+"""Placeholders in a row; more than any vocabulary has tokens."""
 
 Raw = dict[str, Any]
 Entry = TypeVar("Entry", ModelEntry, TokenFacts, Outsider)
@@ -86,7 +91,7 @@ def _with_user(file: Path, touched: tuple[int, int]) -> Catalog:
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{file}: {error}") from error
+        raise SettingsError(f"{file}: {error}", hint="It is TOML, in UTF-8.") from error
     return _catalog(_Reader(str(file), file.parent), raw, _built_in())
 
 
@@ -149,6 +154,16 @@ class _Reader:
         facts = self.read(TokenFacts, f"tokenizer.{name}", name, body)
         if facts is None:
             return None
+        for row in facts.numbered:
+            if row.name.count("{}") != 1 or set(row.name.replace("{}", "")) & {"{", "}"}:
+                self._fault(
+                    f"tokenizer.{name}.numbered", f"{row.name} must have {{}} once, for a number"
+                )
+                return None
+            if not 0 <= row.count <= _MOST_NUMBERED:
+                what = f"has the count {row.count}: 0 to {_MOST_NUMBERED:,} are possible"
+                self._fault(f"tokenizer.{name}.numbered", what)
+                return None
         known = facts.all_tokens()
         for key in ("bos", "eos", "pad", "strip_left", "strip_right"):
             named = getattr(facts, key)
@@ -162,7 +177,7 @@ class _Reader:
         place = f"model.{name}"
         same = next((known for known in models if known.lower() == name.lower()), None)
         like = body.get("like", same)
-        if like is not None and like not in models:
+        if like is not None and not (isinstance(like, str) and like in models):
             found = near(str(like), models) or f"known: {', '.join(models)}"
             self._fault(f"{place}.like", f"there is no model {like}", found)
             return None
@@ -211,7 +226,23 @@ class _Reader:
             ours = ", ".join(sorted(Path(str(file)).stem for file in _ours("").iterdir()))
             found = f"ours: {ours}; your own is a .jinja file beside {USER_FILE}"
             self._fault(f"{place}.template", f"there is no template {entry.template}", found)
+        self._check_numbers(place, entry)
         self._check_knobs(place, entry)
+
+    def _check_numbers(self, place: str, entry: ModelEntry) -> None:
+        """Sizes hold something, and machines are told as the registry tells them."""
+        sizes = {"parameters": entry.parameters, "context": entry.context}
+        sizes |= {f"shape.{key}": value for key, value in asdict(entry.shape).items()}
+        if entry.max_output is not None:
+            sizes["max_output"] = entry.max_output
+        for key, size in sizes.items():
+            if not isinstance(size, bool) and size < 1:
+                self._fault(f"{place}.{key}", f"is {size}: it must be 1 or more")
+        for key in ("minimum_sku", "inference_minimum_sku"):
+            sku = getattr(entry, key)
+            if sku and not _SKU.fullmatch(sku):
+                what = f'is "{sku}": it must be vCPUs|GPUs|GB of memory|GB of GPU memory, or empty'
+                self._fault(f"{place}.{key}", what)
 
     def _check_knobs(self, place: str, entry: ModelEntry) -> None:
         for table in ("bounds", "defaults"):

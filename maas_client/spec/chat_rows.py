@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ def faults(row: Any) -> Iterator[Fault]:
         if key not in ("messages", "tools"):
             fix = "remove it; only messages (and tools) are read"
             yield Fault("unknown_key", f"{key!r} is not a key of a chat row", fix, (key,), key=True)
+    yield from _tools(row.get("tools"))
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
         what = "an empty list" if messages == [] else kind(messages)
@@ -31,6 +33,26 @@ def faults(row: Any) -> Iterator[Fault]:
         )
         return
     yield from _turns(messages)
+
+
+def _tools(tools: Any) -> Iterator[Fault]:
+    """What is wrong with a row's tools; none is as good as null."""
+    fix = 'write a list of {"type": "function", "function": {"name": "…", …}}'
+    if tools is None:
+        return
+    if not isinstance(tools, list):
+        yield Fault("tools", f"tools is {kind(tools)}, not a list", fix, ("tools",))
+        return
+    for index, tool in enumerate(tools):
+        if not _names_function(tool):
+            yield Fault("tools", f"tool {index + 1} names no function", fix, ("tools", index))
+
+
+def _names_function(entry: Any) -> bool:
+    """Whether a tool or call has a function's name: in `function`, or bare, as Phi-4-mini's card has it."""
+    function = entry.get("function", entry) if isinstance(entry, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return isinstance(name, str) and bool(name)
 
 
 def _turns(messages: list[Any]) -> Iterator[Fault]:
@@ -83,14 +105,38 @@ def _content(message: dict[str, Any], at: JsonPath, index: int) -> Iterator[Faul
             "a list, in an assistant turn",
             (*at, "tool_calls"),
         )
-    elif calls and message.get("content") is None:
-        return
+    elif calls:
+        yield from _calls(calls, at, index)
+        if message.get("content") in (None, ""):  # the calls are what it says
+            return
     if "content" not in message:
         yield Fault(
             "no_content", f"turn {index + 1} ({message['role']}) has no content", "add content", at
         )
         return
     yield from text_faults(message["content"], (*at, "content"), f"the content of turn {index + 1}")
+
+
+def _calls(calls: list[Any], at: JsonPath, index: int) -> Iterator[Fault]:
+    for number, call in enumerate(calls):
+        where = (*at, "tool_calls", number)
+        said = f"call {number + 1} of turn {index + 1}"
+        if not _names_function(call):
+            fix = 'write {"type": "function", "function": {"name": "…", "arguments": "{…}"}}'
+            yield Fault("tool_calls", f"{said} names no function", fix, where)
+        elif not _is_object(call.get("function", call).get("arguments", {})):
+            fix = "write a JSON object, or one as text"
+            yield Fault("tool_calls", f"the arguments of {said} are no JSON object", fix, where)
+
+
+def _is_object(arguments: Any) -> bool:
+    """Whether arguments are an object, or the text of one, as OpenAI's rows have it."""
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return False
+    return isinstance(arguments, dict)
 
 
 _NEXT = {

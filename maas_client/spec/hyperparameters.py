@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Value = int | float | bool | str
-Kind = Literal["int", "float", "bool", "choice", "text"]
+Kind = Literal["int", "float", "bool", "choice", "switch"]
+"""`switch`: true, false, or a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Knob:
             "int": "a whole number",
             "float": "a number",
             "bool": "true or false",
-            "text": "text",
+            "switch": "true, false or a path",
         }
         text = words[self.kind]
         if self.low is not None:
@@ -163,13 +164,62 @@ _KNOBS = (
     ),
     Knob("save_steps", "int", 500, "Steps between checkpoints, with `steps`.", 1, 10_000_000),
     Knob("save_total_limit", "int", 1, "Checkpoints that are kept; -1 keeps all.", -1, 10_000),
-    Knob("resume_from_checkpoint", "bool", False, "Go on from the last checkpoint."),
+    Knob(
+        "resume_from_checkpoint",
+        "switch",
+        False,
+        "Go on from the last checkpoint; a path begins a run with that of another.",
+    ),
+    Knob(
+        "load_best_model_at_end", "bool", False, "Keep what had the best evaluation, not the last."
+    ),
+    Knob(
+        "metric_for_best_model",
+        "choice",
+        "loss",
+        "What the best evaluation is judged by.",
+        choices=("loss", "eval_loss", "token_accuracy"),
+    ),
     # What peft and Hugging Face name, and only a local run can do.
-    Knob("peft_method", "text", "lora", "The adapter method, by peft's name."),
+    Knob(
+        "peft_method",
+        "choice",
+        None,
+        "The method, by peft's name; unset, use_dora and apply_lora decide.",
+        choices=(
+            "lora",
+            "dora",
+            "ia3",
+            "prefix_tuning",
+            "prompt_tuning",
+            "vera",
+            "oft",
+            "full",
+        ),
+    ),
     Knob("use_dora", "bool", False, "Train magnitude and direction apart (DoRA)."),
     Knob("use_rslora", "bool", False, "Scale by lora_alpha / sqrt(lora_r) (rsLoRA)."),
+    Knob(
+        "init_lora_weights",
+        "choice",
+        "true",
+        "The adapter's start; pissa and olora begin with the base's own directions.",
+        choices=(
+            "true",
+            "gaussian",
+            "pissa",
+            "pissa_niter_4",
+            "pissa_niter_16",
+            "olora",
+            "loftq",
+        ),
+    ),
+    Knob("num_virtual_tokens", "int", 20, "Tokens that prefix and prompt tuning train.", 1, 10_000),
+    Knob("oft_block_size", "int", 32, "Features that OFT turns together.", 1, 65_536),
     Knob("load_in_4bit", "bool", False, "Hold the frozen base in 4 bits (QLoRA)."),
+    Knob("load_in_8bit", "bool", False, "Hold the frozen base in 8 bits."),
     Knob("bnb_4bit_quant_type", "choice", "nf4", "The 4-bit code.", choices=("nf4", "fp4")),
+    Knob("bnb_4bit_use_double_quant", "bool", False, "Hold the 4-bit code's scales in 8 bits."),
     Knob("packing", "bool", False, "Put several rows into one sequence."),
     Knob(
         "system_turns",
@@ -235,8 +285,10 @@ def read(knob: Knob, text: str) -> Value:
                 return word.lower()
             near = difflib.get_close_matches(word.lower(), knob.choices, n=1)
             raise ValueError(f"did you mean {near[0]}?" if near else "not one of the choices")
-        case "text":
-            return word
+        case "switch":
+            if not word:
+                raise ValueError("neither true nor false, nor a path")
+            return word.lower() in _TRUE if word.lower() in _TRUE | _FALSE else word
         case "int" | "float":
             return _number(knob, word)
 

@@ -10,6 +10,7 @@ from maas_client.spec import dataset
 from maas_client.spec.catalog import ModelEntry, Outsider, catalog, find_model, find_outsider
 from maas_client.spec.hyperparameters import KNOBS
 from maas_client.spec.job import ModelInput
+from maas_client.spec.methods import read_together
 from maas_client.spec.tables import FORMATS
 from maas_client.spec.tasks import TASKS
 
@@ -51,6 +52,19 @@ RUNNER_HONOURS = frozenset(
         "enable_full_determinism",
         "use_rslora",
         "precision",
+        "auto_find_batch_size",
+        "resume_from_checkpoint",
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "peft_method",
+        "use_dora",
+        "init_lora_weights",
+        "num_virtual_tokens",
+        "oft_block_size",
+        "load_in_4bit",
+        "load_in_8bit",
+        "bnb_4bit_quant_type",
+        "bnb_4bit_use_double_quant",
         "system_turns",
     }
 )
@@ -66,23 +80,27 @@ RUNNER_IGNORES: Mapping[str, str] = {
 
 LOCAL_ONLY = frozenset(
     {
+        "load_best_model_at_end",
+        "metric_for_best_model",
         "peft_method",
         "use_dora",
         "use_rslora",
+        "init_lora_weights",
+        "num_virtual_tokens",
+        "oft_block_size",
         "load_in_4bit",
+        "load_in_8bit",
         "bnb_4bit_quant_type",
+        "bnb_4bit_use_double_quant",
         "packing",
         "system_turns",
     }
 )
 """What the hosted components do not have: peft's and Hugging Face's names, and what only we do."""
 
-RUNNER_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "optim": ("adamw_torch", "adamw_hf"),
-    "precision": ("32",),
-    "apply_lora": ("true",),
-}
+RUNNER_CHOICES: Mapping[str, tuple[str, ...]] = {"precision": ("32", "bf16")}
 """Where the runner does fewer of a knob's values than the field has."""
+_HOSTED_CHOICES: Mapping[str, tuple[str, ...]] = {"resume_from_checkpoint": ("true", "false")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +139,12 @@ class Limits:
 
 
 def local_limits(
-    model: ModelInput, *, target: str = "local", today: dt.date | None = None
+    model: ModelInput,
+    *,
+    target: str = "local",
+    today: dt.date | None = None,
+    hyperparameters: Mapping[str, str | None] | None = None,
+    missing: frozenset[str] = frozenset(),
 ) -> Limits:
     """What the local runner accepts.
 
@@ -129,8 +152,13 @@ def local_limits(
         model: the job's base model.
         target: the target's name.
         today: the day that a retired model is warned about by; None says nothing of it.
+        hyperparameters: the job's, which are read against each other.
+        missing: packages that some of them need, and that are not installed.
     """
     entry = find_model(model.asset_name)
+    given = hyperparameters or {}
+    reading = read_together(given, entry.defaults if entry else {}, missing=missing)
+    unused = {key: words for key, words in reading.unused.items() if given.get(key) is not None}
     refusals: tuple[str, ...] = ()
     if entry is None and (outsider := find_outsider(model.asset_name)) is not None:
         refusals = (_outside(outsider),)
@@ -138,8 +166,9 @@ def local_limits(
     return Limits(
         target=target,
         model=entry,
-        honoured=RUNNER_HONOURS,
-        ignored=RUNNER_IGNORES,
+        honoured=RUNNER_HONOURS - reading.unused.keys(),
+        ignored={**RUNNER_IGNORES, **unused},
+        refused=reading.refused,
         choices=RUNNER_CHOICES,
         tasks=tuple(TASKS),
         formats=FORMATS,
@@ -186,6 +215,7 @@ def hosted_limits(
         target=target,
         model=entry,
         honoured=frozenset(KNOBS) - LOCAL_ONLY,
+        choices=_HOSTED_CHOICES,
         bounds=entry.bounds if entry else {},
         min_rows=1,
         needs_output_name=True,

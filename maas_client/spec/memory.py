@@ -141,7 +141,7 @@ def need(shape: Shape, values: Mapping[str, Any], rows: Rows, thrift: Thrift) ->
         rows: what it reads.
         thrift: how it spares.
     """
-    rank, dora = int(values["lora_r"]), bool(values.get("use_dora"))
+    rank, dora = int(values["lora_r"]), _is_dora(values)
     beside = float(values.get("lora_dropout") or 0) > 0
     trained = shape.layers * sum(
         rank * (a + b) + (b if dora else 0) for a, b in shape.projections.values()
@@ -199,7 +199,7 @@ def _activations(shape: Shape, tokens: int, answers: int, thrift: Thrift, *, dor
 
 def thrifts(threads: int, values: Mapping[str, Any]) -> Iterator[Thrift]:
     """Ways to spare memory, the quickest first."""
-    plain = not (values.get("lora_dropout") or values.get("use_dora"))
+    plain = not (values.get("lora_dropout") or _is_dora(values))
     streams = plain and not values.get("merge_lora_weights")
     streams = streams and str(values.get("init_lora_weights") or "true") in ("true", "gaussian")
     again = (False, True) if not values.get("lora_dropout") else (False,)
@@ -215,14 +215,17 @@ def is_forecast(values: Mapping[str, Any]) -> bool:
     method = values.get("peft_method") or "lora"
     rounded = values.get("load_in_4bit") or values.get("load_in_8bit")
     drops = float(values.get("lora_dropout") or 0) > 0
-    dora = bool(values.get("use_dora")) or method == "dora"
     return (
         method in ("lora", "dora")
         and values.get("apply_lora", True) is not False
         and str(values.get("precision") or "32") == "32"
         and not rounded
-        and not (dora and drops)
+        and not (_is_dora(values) and drops)
     )
+
+
+def _is_dora(values: Mapping[str, Any]) -> bool:
+    return bool(values.get("use_dora")) or values.get("peft_method") == "dora"
 
 
 def settle(

@@ -10,8 +10,9 @@
       lock              held by the process that trains
       checkpoints/step-000010/
       checkpoints/epoch-001/   an adapter that can be loaded, where each epoch's is kept
+      checkpoints/best-000010/ what had the best evaluation, while the run goes on
       adapter/          PEFT layout, safetensors
-      merged/           the model with the adapter merged in, where asked for
+      merged/           the whole model with what was trained in it: where asked for, or where all of it was
       evaluations/      what was measured of it later, one file for each set of rows
       manifest.json     digest of every input and output
       origin.json       which hosted job this was downloaded from
@@ -107,6 +108,11 @@ class RunDir:
         return self.path / "merged"
 
     @property
+    def trained(self) -> Path:
+        """What the run has made: the adapter, or the whole model where there is none."""
+        return self.merged if self.merged.is_dir() and not self.adapter.is_dir() else self.adapter
+
+    @property
     def evaluations(self) -> Path:
         return self.path / "evaluations"
 
@@ -138,6 +144,14 @@ class RunDir:
         """Steps of the whole checkpoints, oldest first; half-written ones are not whole."""
         found = self.checkpoints.glob("step-[0-9]*") if self.checkpoints.is_dir() else ()
         return sorted(int(p.name.removeprefix("step-")) for p in found if p.suffix != ".new")
+
+    def best(self, step: int) -> Path:
+        return self.checkpoints / f"best-{step:06d}"
+
+    def best_steps(self) -> list[int]:
+        """Steps of the best evaluations that are kept whole, oldest first."""
+        found = self.checkpoints.glob("best-[0-9]*") if self.checkpoints.is_dir() else ()
+        return sorted(int(p.name.removeprefix("best-")) for p in found if p.suffix != ".new")
 
     def epoch(self, number: int) -> Path:
         return self.checkpoints / f"epoch-{number:03d}"
@@ -315,7 +329,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise RunDirError(f"{path}: {error.strerror}", hint="Is this a run directory?") from error
+    except ValueError as error:
         raise RunDirError(f"{path}: {error}", hint="Is this a run directory?") from error
     if not isinstance(data, dict):
         raise RunDirError(f"{path}: not a JSON object")

@@ -74,7 +74,7 @@ def _questions(row: Row, task: str) -> Iterator[str]:
     if "messages" in row:
         asked = [normal(turn["content"]) for turn in row["messages"] if turn["role"] == "user"]
         yield from asked[:1]
-        yield from (text for text in asked[1:] if len(text.split()) > _SMALL_TALK)
+        yield from (text for text in asked[1:] if _words(text) > _SMALL_TALK)
         return
     if task == "text_completion":
         columns = next(names for names in TEXT_COLUMNS if set(names) == set(row))
@@ -85,6 +85,12 @@ def _questions(row: Row, task: str) -> Iterator[str]:
     yield normal(ask(row).question)
     # A passage that was learned with one question gives away the next.
     yield from (f"{name} {normal(row[name])}" for name in ("question", "context") if name in row)
+
+
+def _words(text: str) -> int:
+    """Words of a text; where a script has no spaces, two characters are about one."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text.split()) + wide // 2
 
 
 def _groups(questions: Sequence[Sequence[str]]) -> list[list[int]]:

@@ -24,6 +24,7 @@ from maas_client.spec.job import ModelInput
 from maas_client.spec.rundir import RunDir, read_json
 
 _ADAPTER, _MODEL, _MLMODEL = "adapter_config.json", "config.json", "MLmodel"
+_TENSORS = "model.safetensors"
 _BESIDE = ("config", "tokenizer")
 """Folders of an MLflow model that hold what a model's folder has in itself."""
 _OWN = {"tiny-random-phi3": "tiny", "stand-in/SmolLM2-135M-Instruct": "stand-in"}
@@ -60,7 +61,8 @@ def find_weights(folder: Path, *, base: str | None = None) -> Weights:
         RunDirError: there are no weights in it, they were simulated, or nothing says what their base is.
     """
     described = _described(folder)
-    if str(described.get("metadata", {}).get("mockSimulated", "")).lower() == "true":
+    metadata = described.get("metadata")
+    if isinstance(metadata, dict) and str(metadata.get("mockSimulated")).lower() == "true":
         raise RunDirError(f"{folder} was simulated: there are no weights in it")
     adapter, model = _nearest(folder, _ADAPTER), _model_in(folder)
     if model is not None and (base is None or adapter is None):
@@ -71,6 +73,16 @@ def find_weights(folder: Path, *, base: str | None = None) -> Weights:
             )
         return Weights(str(_whole(model)))
     if adapter is None:
+        if (index := _nearest(folder, f"{_TENSORS}.index.json")) is not None:
+            raise RunDirError(
+                f"{index} names tensors, and none of their files is there",
+                hint="Download the *.safetensors beside it.",
+            )
+        if (pickles := _nearest(folder, "pytorch_model*.bin")) is not None:
+            raise RunDirError(
+                f"{pickles} holds its weights as pickles, which are never opened",
+                hint="Download the model's *.safetensors.",
+            )
         raise RunDirError(
             f"{folder} holds no weights",
             hint=f"An adapter has {_ADAPTER}, a model {_MODEL} and *.safetensors.",
@@ -96,12 +108,15 @@ def _there(named: str) -> str | None:
 def _described(folder: Path) -> Mapping[str, Any]:
     """What the MLmodel file says; nothing where there is none."""
     place = _nearest(folder, _MLMODEL)
-    if place is None:
-        return {}
+    return {} if place is None else _yaml(place / _MLMODEL)
+
+
+def _yaml(file: Path) -> Mapping[str, Any]:
+    """The mapping in a YAML file; another thing is as good as none."""
     try:
-        raw = yaml.safe_load((place / _MLMODEL).read_text(encoding="utf-8"))
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunDirError(f"{place / _MLMODEL}: {error}") from error
+        raise RunDirError(f"{file}: {error}") from error
     return raw if isinstance(raw, dict) else {}
 
 
@@ -109,13 +124,13 @@ def _asset(folder: Path, described: Mapping[str, Any]) -> str:
     """The base model's name in the catalogue, by what the MLmodel or the run's job says."""
     flavors = described.get("flavors") or {}
     for flavor in flavors.values() if isinstance(flavors, dict) else ():
-        if isinstance(flavor, dict) and (path := flavor.get("base_model")):
+        if isinstance(flavor, dict) and isinstance(path := flavor.get("base_model"), str):
             return ModelInput(path=path).asset_name
     job_file = RunDir(folder).job_file
     if job_file.exists():
-        raw = yaml.safe_load(job_file.read_text(encoding="utf-8"))
-        path = raw.get("model", {}).get("path") if isinstance(raw, dict) else None
-        return ModelInput(path=path).asset_name if path else ""
+        model = _yaml(job_file).get("model")
+        path = model.get("path") if isinstance(model, dict) else model
+        return ModelInput(path=path).asset_name if isinstance(path, str) else ""
     return ""
 
 

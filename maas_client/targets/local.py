@@ -58,7 +58,14 @@ class LocalTarget:
 
     def limits(self, job: FineTuningJob) -> Limits:
         today = dt.datetime.now(dt.UTC).date()
-        return local_limits(job.model, target=self.name, today=today)
+        absent = self.engine == "train" and importlib.util.find_spec("bitsandbytes") is None
+        return local_limits(
+            job.model,
+            target=self.name,
+            today=today,
+            hyperparameters=job.hyperparameters,
+            missing=frozenset({"bitsandbytes"} if absent else ()),
+        )
 
     def submit(self, plan: Plan) -> Job:
         """Start the job, or go on with it where the same plan was interrupted.

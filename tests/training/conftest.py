@@ -71,7 +71,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         )
         plan = make_plan(
             job,
-            local_limits(job.model),
+            local_limits(job.model, hyperparameters=job.hyperparameters),
             training=training,
             validation=validation,
             base=resolve(base, model=job.model.asset_name).info,

@@ -90,6 +90,7 @@ def test_a_killed_run_loses_little_though_it_asked_for_no_checkpoint(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, adapter_bytes: Bytes
 ) -> None:
     monkeypatch.setattr(recipe, "_CRASH_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(recipe, "_CRASH_CHECKPOINT_SHARE", 0.0)
     run = make_run(save_strategy="disable", max_steps=12)
 
     def die(event: object) -> None:

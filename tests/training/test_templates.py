@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from local_runner.data import ChatTokenizer, count, load_examples
 from local_runner.preview import preview
-from maas_client.errors import DatasetError
+from maas_client.errors import BaseModelError, DatasetError
 from maas_client.spec.catalog_file import template
 
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
@@ -250,6 +250,13 @@ def test_what_a_template_cannot_say_of_tools_is_refused_by_name(
 ) -> None:
     with pytest.raises(ValueError, match=why):
         open_family(family).draw(row)
+
+
+def test_a_template_that_is_not_jinja_is_named_by_its_folder(tmp_path: Path) -> None:
+    folder = write_family("phi-3-mini", tmp_path / "family")
+    (folder / "chat_template.jinja").write_text("{% for %}")
+    with pytest.raises(BaseModelError, match="family: the chat template is not Jinja"):
+        ChatTokenizer(folder)
 
 
 def test_peculiar_rows_are_counted_with_their_lines(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from local_runner import train as recipe
 from local_runner.flat.opening import open_learner
 from local_runner.flat.projections import Merged
 from local_runner.flat.streamed import Streamed
-from local_runner.stopping import in_our_words, is_out_of_memory
+from local_runner.memory import is_out_of_memory
+from local_runner.stopping import in_our_words
 from local_runner.train import train
 from maas_client.errors import RunnerError
 from maas_client.jobs import JobStatus

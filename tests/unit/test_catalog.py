@@ -35,6 +35,17 @@ template = "mine"
 """
 
 
+NUMBERED = """\
+[tokenizer.t]
+pieces = "some"
+tokens = {{ "<e>" = 1 }}
+bos = "<e>"
+eos = "<e>"
+pad = "<e>"
+numbered = [{{ name = "{}", first = 1, id = 2, count = {} }}]
+"""
+
+
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a place for the user's own file, and a template."""
@@ -217,6 +228,15 @@ def test_a_built_in_model_is_replaced_with_a_reason_only(own: Path) -> None:
         ('[model.x]\nlike = "Phi-4"\nversions = []\n', "model.x.versions names no version"),
         ('[model.x]\nlike = "Phi-4"\ndefaults = { rank = "8" }\n', "model.x.defaults.rank is no"),
         ('[model.x]\nlike = "Phi-4"\nbounds = { seed = [2, 1] }\n', "2 to 1 holds no value"),
+        ('[model.x]\nlike = ["Phi-4"]\n', "model.x.like there is no model ['Phi-4']"),
+        (
+            '[model.x]\nlike = "Phi-4"\ncontext = -4\n',
+            "model.x.context is -4: it must be 1 or more",
+        ),
+        ('[model.x]\nlike = "Phi-4"\nmax_output = 0\n', "model.x.max_output is 0"),
+        ('[model.x]\nlike = "Phi-4"\nminimum_sku = "big"\n', 'model.x.minimum_sku is "big"'),
+        (NUMBERED.format("{x}", 1), "tokenizer.t.numbered {x} must have {} once"),
+        (NUMBERED.format("<{}>", 10**9), "has the count 1000000000"),
         ("[model.x", "Expected ']'"),
     ],
 )
@@ -226,6 +246,15 @@ def test_a_wrong_entry_is_named_by_file_model_and_key(own: Path, text: str, said
         catalog()
     assert str(own) in str(caught.value)
     assert said in str(caught.value)
+
+
+def test_a_model_is_shown_by_the_asset_that_a_job_file_names(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_cli(["models", model("Phi-4", "7").path]) == 0
+    assert "microsoft/phi-4" in capsys.readouterr().out
+    assert run_cli(["models", "azureml:nothing"]) == 1
+    assert "there is no model" in capsys.readouterr().err
 
 
 def test_every_fault_is_said_at_once(own: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,14 @@ USER = {"role": "user", "content": "Where?"}
 BOT = {"role": "assistant", "content": "Left."}
 
 
+CALL = {"id": "1", "type": "function", "function": {"name": "find", "arguments": "{}"}}
+
+
+def calling(**call: Any) -> dict[str, Any]:
+    """A row whose only answer is this call."""
+    return chat(USER, {"role": "assistant", "content": None, "tool_calls": [call]})
+
+
 def report_of(
     tmp_path: Path, *rows: object, task: str = "chat_completion"
 ) -> dataset.DatasetReport:
@@ -96,16 +104,44 @@ def test_a_bad_row_is_named_with_line_column_reason_and_fix(
         chat(USER, BOT | {"weight": 0}, USER, BOT | {"weight": 1}),
         chat(
             USER,
-            {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
             {"role": "tool", "content": "42", "tool_call_id": "1"},
             BOT,
         ),
+        chat(USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}),
+        chat(USER, BOT) | {"tools": None},
+        chat(USER, BOT) | {"tools": [{"type": "function", "function": {"name": "find"}}]},
+        chat(USER, BOT)
+        | {"tools": [{"name": "find", "description": "as Phi-4-mini's card has it"}]},
     ],
 )
 def test_a_good_row_passes(tmp_path: Path, row: dict[str, Any]) -> None:
     report = report_of(tmp_path, row)
     assert report.ok, report.problems
     assert list(read_rows(report.path)) == [row]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (chat(USER, BOT) | {"tools": "[]"}, "tools is text, not a list"),
+        (chat(USER, BOT) | {"tools": [3]}, "tool 1 names no function"),
+        (calling(), "call 1 of turn 2 names no function"),
+        (calling(function={"name": None}), "names no function"),
+        (
+            calling(function={"name": "find", "arguments": "{oops"}),
+            "the arguments of call 1 of turn 2 are no JSON object",
+        ),
+        (calling(function={"name": "find", "arguments": "[1]"}), "are no JSON object"),
+        (chat(USER, {"role": "assistant", "content": 5, "tool_calls": [CALL]}), "is a number"),
+    ],
+)
+def test_tools_and_calls_that_no_model_could_be_shown_are_named(
+    tmp_path: Path, row: dict[str, Any], said: str
+) -> None:
+    report = report_of(tmp_path, row)
+    assert said in str(report.problems[0])
+    assert report.bad_rows == 1
 
 
 def test_every_bad_row_is_reported_not_only_the_first(tmp_path: Path) -> None:

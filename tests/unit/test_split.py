@@ -76,6 +76,15 @@ def test_no_question_is_on_both_sides_and_no_row_is_lost(
     assert not sides[0] & sides[1]
 
 
+def test_a_later_question_ties_rows_in_scripts_without_spaces_too(tmp_path: Path) -> None:
+    later, thanks = "日本の首都はどこですか", "ありがとう"
+    rows = [chat(f"{n}", "a", later if n < 4 else thanks, "b") for n in range(8)]
+    train, held, made = parts(write(tmp_path / "rows.jsonl", rows), fraction=0.5)
+    assert made.groups == 5
+    assert len({json.dumps(later) in line for line in held}) == 1
+    assert train
+
+
 def test_the_same_seed_parts_the_same_rows_in_any_order(tmp_path: Path) -> None:
     rows = [chat(f"What is {n}?", str(n)) for n in range(20)]
     train, held, made = parts(write(tmp_path / "rows.jsonl", rows))

@@ -95,6 +95,37 @@ def test_a_whole_model_stands_alone(tmp_path: Path) -> None:
         find_weights(tmp_path, base="tiny")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("model.safetensors.index.json", "{}", "none of their files is there"),
+        ("pytorch_model-00001-of-00002.bin", "x", "pickles, which are never opened"),
+        ("MLmodel", "metadata: null", "holds no weights"),
+        ("MLmodel", "metadata: [1", "MLmodel"),
+    ],
+)
+def test_what_is_there_instead_of_weights_is_named(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(RunDirError, match=said):
+        find_weights(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["model: name", "model: {path: 3}", "5"])
+def test_a_job_file_that_names_no_model_leaves_an_adapter_usable(tmp_path: Path, text: str) -> None:
+    adapter(tmp_path / "adapter", "tiny")
+    (tmp_path / "job.yaml").write_text(text)
+    assert find_weights(tmp_path, base="tiny").base == "tiny"
+
+
+def test_a_broken_job_file_beside_an_adapter_is_named(tmp_path: Path) -> None:
+    adapter(tmp_path / "adapter", "tiny")
+    (tmp_path / "job.yaml").write_text("model: [")
+    with pytest.raises(RunDirError, match=r"job\.yaml"):
+        find_weights(tmp_path, base="tiny")
+
+
 def test_what_holds_no_weights_says_so(tmp_path: Path) -> None:
     with pytest.raises(RunDirError, match="holds no weights"):
         find_weights(tmp_path)

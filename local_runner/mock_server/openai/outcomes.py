@@ -73,7 +73,7 @@ def publish(twin: Twin, job: Body, run: RunDir) -> None:
         twin,
         own["tuned"],
         job["entry"],
-        run.adapter,
+        run.trained,
         job=job["name"],
         simulated=twin.engine.simulates,
     )

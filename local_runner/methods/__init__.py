@@ -1,0 +1,1 @@
+"""What peft's methods need: their configs, their starts, their virtual tokens, and whether a file fits."""
