@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,10 @@ def train(run: RunDir, threads: int) -> dict[str, Any]:
         time.sleep(0.2)
     if child.returncode:
         raise SystemExit(f"{run.path} ended with {child.returncode}")
-    steps = [event for event in run.events() if "loss" in (event.data or {})]
-    rates = [64 / event.data["tokens_per_second"] for event in steps if event.data]
-    return {"own": own, "whole": whole, "seconds": rates, "loss": steps[-1].data["loss"]}
+    # All is loaded when the rows are told of.
+    marks = [event for event in run.events() if "loss" in event.data or "tokens" in event.data]
+    seconds = [after.at - before.at for before, after in pairwise(marks)]
+    return {"own": own, "whole": whole, "seconds": seconds, "loss": marks[-1].data["loss"]}
 
 
 def _resident(process: int, what: str) -> int:
