@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-phi-3-mini demo-phi-3-small test check soak bench bench-training matrix live clean
+.PHONY: demo demo-phi-3-mini demo-phi-3-small test check soak bench bench-training bench-memory real-size matrix
+.PHONY: live clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +18,8 @@ help:
 	@echo "make matrix every call under azure-ai-ml 1.28, 1.32 and 1.35, against the mock (ten minutes)"
 	@echo "make soak   1,000 jobs of 50 clients while the mock is killed five times (4 minutes)"
 	@echo "make bench  the mock beside moto and Azurite, which are installed for it (needs npm)"
+	@echo "make bench-memory  what local runs take of memory, beside their forecasts (20 minutes)"
+	@echo "make real-size  steps of LoRA at Phi-3-mini's true size, random weights (8 GB under /tmp, 10 minutes)"
 	@echo "make bench-training  training beside transformers' Trainer and TRL, which are installed for it (20 minutes)"
 	@echo "make live   the same journey on your own Azure ML workspace (costs money; docs/azure-ml.md)"
 
@@ -81,6 +84,14 @@ bench: $(VENV)/.ready .peers/moto/bin/moto_server bench-training
 	$(BIN)/python -m benchmarks.large_upload --write benchmarks/README.md
 	$(BIN)/python benchmarks/serving.py --write benchmarks/README.md
 	$(BIN)/python benchmarks/sparse_attention.py --write benchmarks/README.md
+
+bench-memory: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.training_memory --write benchmarks/README.md
+
+# The checkpoint is kept, and used again.
+REAL_SIZE ?= /tmp/phi-3-mini-random
+real-size: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.real_size --folder $(REAL_SIZE) --write benchmarks/README.md
 
 # The peers have torch, transformers and peft of their own, of our versions.
 .peers/training/.ready: benchmarks/training-peers.txt constraints.txt

@@ -34,7 +34,7 @@ def load_base(base: bases.Base, plan: Plan) -> Any:
     with _peft_quiet():
         model = bases.load(
             base,
-            dtype=configs.weight_type(plan.values),
+            dtype=bases.held_in(plan) or configs.weight_type(plan.values),
             quantization=configs.quantization(plan.values),
         )
     for layer in model.modules():

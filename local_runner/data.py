@@ -331,6 +331,7 @@ def count(examples: Iterable[Example], *, counted_by: str) -> TokenCount:
         longest=max(row.full_length for row in rows),
         truncated_rows=sum(row.full_length > len(row.ids) for row in rows),
         counted_by=counted_by,
+        longest_kept=max(len(row.ids) for row in rows),
         cut_answers=_noted(rows, "cut answer"),
         open_ends=_noted(rows, "open end"),
         deaf_ends=_noted(rows, "deaf end"),

@@ -13,6 +13,7 @@ from local_runner.flat.opening import open_learner as open_flat
 
 if TYPE_CHECKING:
     from local_runner.data import Example
+    from maas_client.spec.memory import Thrift
 
 
 class Learner(Protocol):
@@ -33,9 +34,9 @@ class Learner(Protocol):
         """The mean loss, and the share of the trained tokens that are the likeliest."""
 
 
-def open_learner(model: Any, *, pad_id: int) -> Learner:
+def open_learner(model: Any, *, pad_id: int, thrift: Thrift | None = None) -> Learner:
     """The quickest way to train this model with this adapter; the losses are the same."""
-    flat = open_flat(model, threads=torch.get_num_threads())
+    flat = open_flat(model, threads=torch.get_num_threads(), thrift=thrift)
     if flat is not None:
         return flat
     fused.fuse(model)

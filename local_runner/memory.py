@@ -14,9 +14,13 @@ Batches = list[list["Example"]]
 _Made = TypeVar("_Made")
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation has failed."""
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "bad_alloc")
+"""What torch, the system and C++ say."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was asked for that is not there."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def within(

@@ -41,8 +41,13 @@ def signals() -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
-def in_our_words(error: Exception) -> Exception:
-    """A failure that a person can do something about, as a MaasError; any other as it is."""
+def in_our_words(error: Exception, *, smaller: str = "") -> Exception:
+    """A failure that a person can do something about, as a MaasError; any other as it is.
+
+    Args:
+        error: the failure.
+        smaller: the setting with which the run would take less memory.
+    """
     text = str(error)
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
         return RunnerError(
@@ -50,9 +55,9 @@ def in_our_words(error: Exception) -> Exception:
             hint="Free some space and run it again: it resumes from its last checkpoint.",
         )
     if is_out_of_memory(error):
+        setting = smaller or "auto_find_batch_size, or a lower max_seq_length"
         return RunnerError(
-            f"there is not enough memory: {text}",
-            hint="Set auto_find_batch_size, or lower per_device_train_batch_size or max_seq_length, and "
-            "plan again.",
+            f"there is not enough memory: {text.splitlines()[0] if text else 'none is left'}",
+            hint=f"Run it again with {setting}. With --max-memory it goes on where it was.",
         )
     return RunnerError(text) if isinstance(error, OSError) else error

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from local_runner.update import Update, micro_batches, rates, update
 from maas_client.errors import MaasError, RunDirError
 from maas_client.jobs import Event, JobStatus
 from maas_client.plan import Plan, count_steps
+from maas_client.spec.forecast import thriftier
 from maas_client.spec.rundir import (
     KEPT_EPOCHS,
     EventWriter,
@@ -80,7 +81,8 @@ def train(
         except StopRequested as stop:
             status = replace(status, status=JobStatus.CANCELLED, error=str(stop))
         except Exception as error:
-            told = in_our_words(error)
+            smaller = thriftier(plan.values, plan.base, plan.tokens, plan.threads, plan.thrift)
+            told = in_our_words(error, smaller=smaller)
             words = str(told) if isinstance(told, MaasError) else f"{type(told).__name__}: {told}"
             status = replace(status, status=JobStatus.FAILED, error=words)
             if told is error:
@@ -151,7 +153,7 @@ def _open(run_dir: RunDir, plan: Plan, tell: Tell) -> Run:
         plan=plan,
         base=base,
         model=model,
-        learner=open_learner(model, pad_id=tokenizer.eos_id),
+        learner=open_learner(model, pad_id=tokenizer.eos_id, thrift=plan.thrift),
         optimizer=make_optimizer(model, plan),
         rate=rate,
         rows=rows,
@@ -192,6 +194,22 @@ def _take_up(run: Run, state: checkpoints.State) -> None:
 
 
 def _step(run: Run) -> None:
+    dice = torch.get_rng_state()
+    try:
+        done = _updated(run)
+    except (MemoryError, RuntimeError) as error:
+        if run.step and memory.is_out_of_memory(error):
+            torch.set_rng_state(dice)  # as if the step had not begun
+            with suppress(MemoryError, RuntimeError):  # else there is an older checkpoint
+                _save(run, asked_for=False)
+        raise
+    run.step += 1
+    run.losses.append(done.loss)
+    run.tokens += done.tokens
+    run.norm, run.accuracy = done.norm, done.accuracy
+
+
+def _updated(run: Run) -> Update:
     batches = micro_batches(run.rows, run.plan, run.step)
 
     def work(batches: memory.Batches) -> Update:
@@ -209,10 +227,7 @@ def _step(run: Run) -> None:
             )
     else:
         done = work(batches)
-    run.step += 1
-    run.losses.append(done.loss)
-    run.tokens += done.tokens
-    run.norm, run.accuracy = done.norm, done.accuracy
+    return done
 
 
 def _report(run: Run) -> None:

@@ -33,6 +33,7 @@ from maas_client.settings import (
 )
 from maas_client.spec.job import NAME, FineTuningJob
 from maas_client.spec.loading import load_job
+from maas_client.spec.memory import read_size
 from maas_client.spec.rundir import RunDir
 from maas_client.spec.weights import find_weights
 from maas_client.targets import runner
@@ -111,6 +112,7 @@ def plan_job(
     *,
     base: str | None = None,
     name: str | None = None,
+    max_memory: str | None = None,
     validation_split: float | None = None,
 ) -> Plan:
     """Load a job file, check its rows, count its tokens, and ask the target's limits.
@@ -121,11 +123,12 @@ def plan_job(
         base: the weights a local run starts from, or whose tokenizer counts: a folder, a hub id,
             `stand-in`, `tiny` or `tiny-phi-3-small`. Without it, the model's own from the Hugging Face cache.
         name: the job's name, instead of the file's.
+        max_memory: what a local run may take: `6GB`, `512MiB`.
         validation_split: the share of the training rows to validate with, where the job names no
             validation_data; no question is in both parts.
 
     Raises:
-        SpecError: the file is wrong.
+        SpecError: the file, or `max_memory`, is wrong.
         PlanError: the target would refuse the job.
         BaseModelError: a local run has no weights to start from.
     """
@@ -143,6 +146,7 @@ def plan_job(
     job = planning.sent(job, rows)
     local = target if isinstance(target, LocalTarget) else None
     base = base or (local.base if local else None)
+    most = max_memory or (local.max_memory if local else None)
     counted = planning.Counted()
     if rows.training.report and rows.training.report.ok:
         trains = local is not None and local.engine == "train"
@@ -157,6 +161,7 @@ def plan_job(
         tokens=counted.tokens,
         validation_tokens=counted.validation_tokens,
         threads=runner.threads() if local else None,
+        max_memory=_size(most) if most else None,
         warnings=counted.warnings,
     )
 
@@ -326,6 +331,13 @@ def hosting(target: Target) -> HostingTarget:
             f"{target.name} does not host models", hint="Name a hosted target with --target."
         )
     return target
+
+
+def _size(text: str) -> int:
+    try:
+        return read_size(text)
+    except ValueError as error:
+        raise SpecError(f"--max-memory: {error}") from error
 
 
 def _found_or_sent(

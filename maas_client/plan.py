@@ -12,6 +12,7 @@ from typing import Any
 
 from maas_client.errors import PlanError, Problem
 from maas_client.spec import remarks
+from maas_client.spec.forecast import Forecast, weigh
 from maas_client.spec.hyperparameters import Value
 from maas_client.spec.inputs import (
     BaseInfo,
@@ -23,6 +24,7 @@ from maas_client.spec.inputs import (
 )
 from maas_client.spec.job import FineTuningJob
 from maas_client.spec.limits import Limits
+from maas_client.spec.memory import Thrift
 from maas_client.spec.tasks import TASKS
 from maas_client.spec.values import Resolved, batch_size, count_steps, learning_rate, resolve
 
@@ -44,15 +46,6 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
-    """What the run will cost. None is `unknown`: nothing is guessed."""
-
-    cost_usd: float | None = None
-    memory_bytes: int | None = None
-    seconds: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """A job that one target has agreed to. Made by `make_plan` only."""
 
@@ -70,6 +63,10 @@ class Plan:
     steps: int | None = None
     """Optimizer steps; None where the rows are elsewhere."""
     forecast: Forecast = field(default_factory=Forecast)
+    max_memory: int | None = None
+    """Bytes that the run may take."""
+    thrift: Thrift | None = None
+    """How it spares memory to stay within them; None: as it would without the bound."""
     warnings: tuple[str, ...] = ()
     billed: bool = False
     key: str = ""
@@ -120,6 +117,8 @@ class Plan:
             "split": self.split.to_json() if self.split else None,
             "steps": self.steps,
             "forecast": asdict(self.forecast),
+            "max_memory": self.max_memory,
+            "thrift": asdict(self.thrift) if self.thrift else None,
             "warnings": list(self.warnings),
             "billed": self.billed,
         }
@@ -136,6 +135,7 @@ def make_plan(
     validation_tokens: TokenCount | None = None,
     split: SplitPlan | None = None,
     threads: int | None = None,
+    max_memory: int | None = None,
     warnings: tuple[str, ...] = (),
 ) -> Plan:
     """Decide whether the target takes the job, and with which values.
@@ -150,6 +150,7 @@ def make_plan(
         validation_tokens: the same for the validation rows.
         split: how both files were made of one.
         threads: threads of a local run.
+        max_memory: bytes that a local run may take.
         warnings: what was noticed before, to be among the plan's.
 
     Raises:
@@ -167,10 +168,12 @@ def make_plan(
         problems += _data_problems(name, data, limits)
     if tokens is not None and not tokens.trained:
         problems.append(Problem("no token of the training data would be trained", code="no_loss"))
+    values = {entry.key: entry.value for entry in resolved if entry.treatment != "ignored"}
+    thrift, forecast, unfit = weigh(values, base, tokens, threads=threads, most=max_memory)
+    problems += unfit
     if problems:
         count = "1 reason" if len(problems) == 1 else f"{len(problems)} reasons"
         raise PlanError(f"{limits.target} would refuse the job: {count}", problems=tuple(problems))
-    values = {entry.key: entry.value for entry in resolved if entry.treatment != "ignored"}
     rows = training.report.rows if training.report else None
     return Plan(
         target=limits.target,
@@ -183,6 +186,9 @@ def make_plan(
         tokens=tokens,
         split=split,
         steps=count_steps(rows, values) if rows else None,
+        forecast=forecast,
+        max_memory=max_memory,
+        thrift=thrift,
         warnings=(
             *limits.warnings,
             *warnings,
@@ -219,6 +225,8 @@ def plan_from_json(raw: Mapping[str, Any]) -> Plan:
         split=SplitPlan(**split) if split else None,
         steps=raw.get("steps"),
         forecast=Forecast(**raw.get("forecast", {})),
+        max_memory=raw.get("max_memory"),
+        thrift=Thrift(**thrift) if (thrift := raw.get("thrift")) else None,
         warnings=tuple(raw.get("warnings", ())),
         billed=bool(raw.get("billed")),
     )

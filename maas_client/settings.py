@@ -38,6 +38,8 @@ class LocalSettings:
     """Folder in which each job gets its run directory; relative to the working directory."""
     base: str | None = None
     """Default for `--base`."""
+    max_memory: str | None = None
+    """Default for `--max-memory`."""
     mlflow: str | None = None
     """Default for `--mlflow`: the MLflow that runs are logged to; MLFLOW_TRACKING_URI says the same."""
     tensorboard: str | None = None

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
     from local_runner.data import Example
     from local_runner.flat.phi3 import Phi3
-
-_PASS_TOKENS = 512
-"""Of a worker's pass: products are quick from there on, and what backward needs stays small."""
+    from maas_client.spec.memory import Thrift
 
 _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
@@ -43,8 +41,9 @@ class Seen:
 class Learner:
     """A model whose rows lie end to end."""
 
-    def __init__(self, model: Phi3, *, threads: int, dropout: bool) -> None:
+    def __init__(self, model: Phi3, *, threads: int, dropout: bool, thrift: Thrift) -> None:
         self._model, self._threads, self._dropout = model, threads, dropout
+        self._workers, self._pass_tokens = thrift.workers, thrift.pass_tokens
         self._weights = [weight for each in model.projections for weight in each.trained]
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="flat")
 
@@ -61,7 +60,7 @@ class Learner:
         rows = [row for batch in batches for row in batch]
         # Drawn from the one source whose state a checkpoint holds.
         seed = int(torch.randint(2**48, ())) if self._dropout else None
-        hands, width = share(rows, self._threads, self._model.cost)
+        hands, width = share(rows, self._threads, self._model.cost, most=self._workers)
 
         def work(place: int) -> Seen:
             dice = None if seed is None else torch.Generator().manual_seed(seed + place)
@@ -79,14 +78,14 @@ class Learner:
 
         `batch` does not matter here: a row's result does not depend on its neighbours.
         """
-        hands, width = share(rows, self._threads, self._model.cost)
+        hands, width = share(rows, self._threads, self._model.cost, most=self._workers)
         seen = self._work(self._measure, hands, rows, width)
         answers = sum(sum(row.trained[1:]) for row in rows)
         return sum(each.loss for each in seen) / answers, sum(each.right for each in seen) / answers
 
     def _learn(self, rows: Sequence[Example], answers: int, dice: Any) -> Seen:
         loss, right, grads = 0.0, 0, []  # type: float, int, list[Tensor]
-        for rows_of_pass in passes(rows, _PASS_TOKENS):
+        for rows_of_pass in passes(rows, self._pass_tokens):
             total, found = self._model.loss(lay(rows_of_pass), dice)
             made = torch.autograd.grad(total / answers, self._weights)
             grads = (
@@ -101,7 +100,7 @@ class Learner:
     @torch.no_grad()
     def _measure(self, rows: Sequence[Example]) -> Seen:
         loss, right = 0.0, 0
-        for rows_of_pass in passes(rows, _PASS_TOKENS):
+        for rows_of_pass in passes(rows, self._pass_tokens):
             total, found = self._model.loss(lay(rows_of_pass), None)
             loss += total.item()
             right += int(found)

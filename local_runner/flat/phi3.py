@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from local_runner.flat import head
 from local_runner.flat.attention import Heads, Turn, attend
@@ -37,8 +38,17 @@ class _Layer:
 class Phi3:
     """The weights of a transformers Phi-3, shared with it, and its projections as they are trained."""
 
-    def __init__(self, model: Any, project: Callable[[nn.Module], Projection]) -> None:
-        """model: a Phi3ForCausalLM; project: one of its linear layers -> how it is computed."""
+    def __init__(
+        self, model: Any, project: Callable[[nn.Module], Projection], *, again: bool = False
+    ) -> None:
+        """What a model is and how it is computed.
+
+        Args:
+            model: a Phi3ForCausalLM.
+            project: one of its linear layers -> how it is computed.
+            again: whether a layer is computed again for its gradients, and keeps nothing for them.
+        """
+        self._again = again
         config, inner = model.config, model.model
         self._eps: float = config.rms_norm_eps
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -46,8 +56,8 @@ class Phi3:
             config.num_attention_heads, config.num_key_value_heads, size, config.sliding_window
         )
         self._embeddings: Tensor = inner.embed_tokens.weight.detach()
-        self._norm: Tensor = inner.norm.weight.detach()
-        self._head: Tensor = model.lm_head.weight.detach()
+        self._norm: Tensor = inner.norm.weight.detach().float()
+        self._head: Tensor = model.lm_head.weight.detach().float()
         self._turns = _Turns(inner.rotary_emb, config)
         self._layers = [_layer(layer, project) for layer in inner.layers]
         hidden = config.hidden_size
@@ -88,18 +98,28 @@ class Phi3:
             dice: for dropout; None has none.
         """
         turn = self._turns.of(rows.spans)
-        x = functional.embedding(rows.ids, self._embeddings)  # [tokens, hidden]
+        x = functional.embedding(rows.ids, self._embeddings).float()  # [tokens, hidden]
         for layer in self._layers:
-            qkv = layer.qkv(rms_norm(x, layer.before_attention, self._eps), dice)
-            in_place = not layer.qkv.keeps_output
-            seen = attend(qkv, rows.spans, turn, self._heads, in_place=in_place)
-            if layer is self._layers[-1]:
-                # From here on every token is for itself, and only these have a loss: [answers, hidden]
-                x, seen = x[rows.asked], seen[rows.asked]
-            x = x + layer.out(seen, dice)
-            gate_up = layer.gate_up(rms_norm(x, layer.before_mlp, self._eps), dice)
-            x = x + layer.down(swiglu(gate_up), dice)
+            given = (x, layer, rows, turn, dice)
+            if self._again and torch.is_grad_enabled():
+                x = checkpoint(self._pass, *given, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = self._pass(*given)
         return head.loss(rms_norm(x, self._norm, self._eps), self._head, rows.targets)
+
+    def _pass(
+        self, x: Tensor, layer: _Layer, rows: Flat, turn: Turn, dice: Generator | None
+    ) -> Tensor:
+        """One layer. x: [tokens, hidden]; after the last, [answers, hidden]."""
+        qkv = layer.qkv(rms_norm(x, layer.before_attention, self._eps), dice)
+        in_place = not layer.qkv.keeps_output
+        seen = attend(qkv, rows.spans, turn, self._heads, in_place=in_place)
+        if layer is self._layers[-1]:
+            # From here on every token is for itself, and only these have a loss: [answers, hidden]
+            x, seen = x[rows.asked], seen[rows.asked]
+        x = x + layer.out(seen, dice)
+        gate_up = layer.gate_up(rms_norm(x, layer.before_mlp, self._eps), dice)
+        return x + layer.down(swiglu(gate_up), dice)
 
 
 class _Turns:
@@ -139,10 +159,10 @@ class _Turns:
 def _layer(layer: Any, project: Callable[[nn.Module], Projection]) -> _Layer:
     qkv, out, gate_up, down = (project(layer.get_submodule(name)) for name in PROJECTIONS)
     return _Layer(
-        layer.input_layernorm.weight.detach(),
+        layer.input_layernorm.weight.detach().float(),
         qkv,
         out,
-        layer.post_attention_layernorm.weight.detach(),
+        layer.post_attention_layernorm.weight.detach().float(),
         gate_up,
         down,
     )

@@ -129,7 +129,7 @@ class _Merged(torch.autograd.Function):
         x, weight, share, a, b, *dora = ctx.saved_tensors
         # The first layer's input is an embedding, which is frozen: nobody asks for its gradient.
         x_grad = grad @ weight if ctx.needs_input_grad[0] else None  # [tokens, in]
-        a_grad, b_grad = _adapter_grads(x, grad, a, b * share)
+        a_grad, b_grad = adapter_grads(x, grad, a, b * share)
         b_grad.mul_(share)
         if not dora:
             return x_grad, None, None, a_grad, b_grad, None
@@ -160,7 +160,7 @@ class _Beside(torch.autograd.Function):
         x, kept, weight, a, b = ctx.saved_tensors
         scaled = b * ctx.scale
         heard = x if kept is None else (x * kept).mul_(ctx.louder)
-        a_grad, b_grad = _adapter_grads(heard, grad, a, scaled)
+        a_grad, b_grad = adapter_grads(heard, grad, a, scaled)
         x_grad = None
         if ctx.needs_input_grad[0]:
             through = (grad @ scaled) @ a
@@ -170,7 +170,7 @@ class _Beside(torch.autograd.Function):
         return x_grad, None, None, a_grad, b_grad.mul_(ctx.scale), None, None
 
 
-def _adapter_grads(x: Tensor, grad: Tensor, a: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor]:
+def adapter_grads(x: Tensor, grad: Tensor, a: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor]:
     """A's gradient, [rank, in], and B's before its scale, [out, rank]."""
     low_grad = grad @ scaled  # [tokens, rank]
     low = x @ a.t()  # [tokens, rank]

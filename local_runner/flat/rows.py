@@ -59,17 +59,20 @@ def deal(rows: Rows, workers: int, cost: Callable[[Example], float]) -> list[lis
 
 
 def share(
-    rows: Rows, threads: int, cost: Callable[[Example], float]
+    rows: Rows, threads: int, cost: Callable[[Example], float], *, most: int | None = None
 ) -> tuple[list[list[Example]], int]:
     """The rows of each worker, and the threads that each worker's products take.
 
     A worker for each thread wastes nothing on threads that wait for one another, as long as there are
     rows enough for all of them. `cost` is in multiplications; few of them are done before others wake.
+    There are never more workers than `most`.
     """
     if sum(map(cost, rows)) < _WORTH_SHARING:
         return [list(rows)], 1
     best: tuple[float, list[list[Example]], int] | None = None
-    for workers in (count for count in range(threads, 0, -1) if threads % count == 0):
+    for workers in range(min(threads, most or threads), 0, -1):
+        if threads % workers:
+            continue
         hands, width = deal(rows, workers, cost), threads // workers
         longest = max(sum(map(cost, hand)) for hand in hands) / width**_MORE_THREADS
         if best is None or longest < best[0]:

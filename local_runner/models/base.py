@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from local_runner.models import checkpoint, family, stand_in, tiny, tiny_small
+from local_runner.models.shape import shape_of
 from maas_client.errors import BaseModelError
-from maas_client.plan import BaseInfo
+from maas_client.plan import BaseInfo, Plan
 from maas_client.spec.catalog import find_model
 from maas_client.spec.home import home
 from maas_client.spec.rundir import file_digest, read_json, write_json
@@ -119,6 +120,12 @@ def load(base: Base, *, dtype: str = "float32", quantization: Any = None) -> Any
     return model
 
 
+def held_in(plan: Plan) -> str | None:
+    """What the weights are stored in, where they are streamed; None where they are not."""
+    shape = plan.base.shape if plan.base else None
+    return shape.stored if shape and plan.thrift and plan.thrift.streamed else None
+
+
 def _check_tensors(folder: Path, cls: Any, shape: Any) -> None:
     """Names and shapes, file by file, against the model that config.json describes."""
     import torch
@@ -161,7 +168,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _base(folder: Path, source: str, label: str, name: str, *, stand_in: bool = False) -> Base:
-    return Base(folder, BaseInfo(source, label, _digest(folder), stand_in=stand_in), name)
+    digest, shape = _digest(folder), shape_of(folder)
+    return Base(folder, BaseInfo(source, label, digest, stand_in=stand_in, shape=shape), name)
 
 
 def _digest(folder: Path) -> str:

@@ -14,7 +14,7 @@ NAME = "tiny-random-phi3"
 _VERSION = 1
 
 SPECIAL = ("<s>", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|user|>", "<|end|>")
-_ROLES = dict(zip(("bos_token", "eos_token", "pad_token"), (*SPECIAL[:2], SPECIAL[1]), strict=True))
+ROLES = dict(zip(("bos_token", "eos_token", "pad_token"), (*SPECIAL[:2], SPECIAL[1]), strict=True))
 TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}"
@@ -48,7 +48,7 @@ def _write(folder: Path) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    vocabulary = write_tokenizer(folder, SPECIAL, _ROLES, TEMPLATE)
+    vocabulary = write_tokenizer(folder, SPECIAL, ROLES, TEMPLATE)
     config = Phi3Config(
         vocab_size=vocabulary,
         hidden_size=64,

@@ -15,6 +15,7 @@ from maas_client.cli.options import (
     DryRun,
     JobFile,
     Json,
+    MaxMemory,
     MLflow,
     Name,
     New,
@@ -68,6 +69,7 @@ def plan(
     job_file: JobFile,
     target: TargetName = "local",
     base: Base = None,
+    max_memory: MaxMemory = None,
     validation_split: ValidationSplit = None,
     as_json: Json = False,
 ) -> None:
@@ -77,7 +79,9 @@ def plan(
 
     place = flow.open_target(target)
     try:
-        ready = flow.plan_job(job_file, place, base=base, validation_split=validation_split)
+        ready = flow.plan_job(
+            job_file, place, base=base, validation_split=validation_split, max_memory=max_memory
+        )
         render.plan(ready, as_json=as_json)
     except PlanError:
         if not as_json:  # the table shows which values were refused; the error says why
@@ -99,6 +103,7 @@ def run(
     simulate: Simulate = False,
     mlflow: MLflow = None,
     tensorboard: TensorBoard = None,
+    max_memory: MaxMemory = None,
     as_json: Json = False,
 ) -> None:
     """Submit a job, follow it, and download what it left.
@@ -109,7 +114,14 @@ def run(
 
     engine = "simulate" if simulate else "train"
     place = flow.open_target(target, engine=engine, mlflow=mlflow, tensorboard=tensorboard)
-    ready = flow.plan_job(job_file, place, base=base, name=name, validation_split=validation_split)
+    ready = flow.plan_job(
+        job_file,
+        place,
+        base=base,
+        name=name,
+        validation_split=validation_split,
+        max_memory=max_memory,
+    )
     render.plan_brief(ready, as_json=as_json)
     with parcels.uploads(place, as_json=as_json):
         handle = flow.submit(ready, place, new=new)
@@ -150,6 +162,7 @@ def submit(
     new: New = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
     dry_run: DryRun = None,
+    max_memory: MaxMemory = None,
     as_json: Json = False,
 ) -> int:
     """Start a job, once. With --wait, the exit code is the job's.
@@ -160,7 +173,14 @@ def submit(
     from maas_client import flow
 
     place = flow.open_target(target)
-    ready = flow.plan_job(job_file, place, base=base, name=name, validation_split=validation_split)
+    ready = flow.plan_job(
+        job_file,
+        place,
+        base=base,
+        name=name,
+        validation_split=validation_split,
+        max_memory=max_memory,
+    )
     if dry_run is not None:
         render.line(flow.manifest(ready, place, server=dry_run == "server").rstrip())
         place.close()

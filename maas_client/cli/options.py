@@ -38,6 +38,13 @@ Base = Annotated[
         "tiny-phi-3-small. Without it, the model's own from the Hugging Face cache.",
     ),
 ]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        help="Local only: what the run may take, such as 6GB; it works in smaller parts to fit.",
+    ),
+]
 Name = Annotated[str | None, typer.Option("--name", help="The job's name, instead of the file's.")]
 New = Annotated[
     bool, typer.Option("--new", help="Make another job, though the same was submitted before.")

@@ -62,15 +62,26 @@ def facts(ready: Plan) -> Table:
         "seed": str(ready.seed),
         "threads": str(ready.threads) if ready.threads else None,
         "cost": f"{forecast.cost_usd:.2f} USD" if forecast.cost_usd is not None else UNKNOWN,
-        "memory": f"{forecast.memory_bytes:,} bytes"
-        if forecast.memory_bytes is not None
-        else UNKNOWN,
+        "memory": _memory(ready),
+        "spares memory": ready.thrift.words if ready.thrift else None,
         "time": f"{forecast.seconds:.0f} s" if forecast.seconds is not None else UNKNOWN,
     }
     for key, value in rows.items():
         if value is not None:
             made.add_row(key, escaped(value))
     return made
+
+
+def _memory(ready: Plan) -> str:
+    from maas_client.spec.memory import size_words
+
+    forecast = ready.forecast
+    if forecast.memory_bytes is None:
+        return UNKNOWN
+    parts = {part: count for part, count in (forecast.memory or {}).items() if count > 10**7}
+    words = ", ".join(f"{part} {size_words(count)}" for part, count in parts.items())
+    most = f" of at most {size_words(ready.max_memory)}" if ready.max_memory else ""
+    return f"about {size_words(forecast.memory_bytes)}{most} ({words})"
 
 
 def values(resolved: Sequence[Resolved]) -> Table:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from maas_client.spec.dataset import DatasetReport
+from maas_client.spec.memory import Shape
 
 _NAMED = 5
 """Lines that are named one by one; the rest are counted."""
@@ -26,9 +27,13 @@ class BaseInfo:
     """Whether it is another model than the job names."""
     remarks: tuple[str, ...] = ()
     """What its tokenizer has that the catalogue's model has not."""
+    shape: Shape | None = None
+    """Its sizes; None where the memory of its architecture is not forecast."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "remarks", tuple(self.remarks))  # JSON has lists
+        if isinstance(self.shape, Mapping):
+            object.__setattr__(self, "shape", Shape(**self.shape))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -80,6 +85,8 @@ class TokenCount:
     """Rows with a system turn that the template has no place for."""
     spelled: Lines = field(default_factory=Lines)
     """Rows whose words spell a special token, which is what they become."""
+    longest_kept: int = 0
+    """Tokens of the longest row, after it is cut; 0 where it was not counted."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

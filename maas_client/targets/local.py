@@ -51,6 +51,7 @@ class LocalTarget:
         self.engine = engine
         self.identity = f"local {self.runs} {engine}"
         self.base = settings.base
+        self.max_memory = settings.max_memory
         to = (("--mlflow", settings.mlflow), ("--tensorboard", settings.tensorboard))
         self._tracking = [word for key, value in to if value for word in (key, value)]
         self._children: dict[str, subprocess.Popen[bytes]] = {}
@@ -106,7 +107,11 @@ class LocalTarget:
         state, error = status.status, status.error
         if not state.is_terminal and not alive:
             state = JobStatus.FAILED
-            error = f"the runner ended without a word; see {run.log_file}. Run it again to resume."
+            error = (
+                f"the runner ended without a word; see {run.log_file}. Run it again to resume, with "
+                "--max-memory "
+                "if the machine ran out of it."
+            )
         if state.is_terminal and (child := self._children.pop(job_id, None)) is not None:
             child.wait()  # its last status was its last act; nobody else will collect it
         job = load_job(run.job_file)

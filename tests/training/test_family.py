@@ -18,7 +18,8 @@ from local_runner.generate import Answerer, Ask
 from local_runner.learning import open_learner
 from local_runner.models import base as bases
 from local_runner.models import tiny
-from local_runner.update import make_optimizer, update
+from local_runner.optimizers import make_optimizer
+from local_runner.update import update
 from maas_client.errors import BaseModelError
 from maas_client.plan import BaseInfo, Plan
 from maas_client.spec.limits import local_limits
