@@ -141,7 +141,10 @@ def _told(twin: Twin, job: Body) -> Iterator[_Told]:
     noted = max((kept["noted"] for kept in told), default=0.0)
     for state, when in job["history"]:
         at = dt.datetime.fromisoformat(when).timestamp()
-        if state == "Completed":  # the engine's end; the last checkpoint was noted after it
+        if state in (
+            "Finalizing",
+            "Completed",
+        ):  # the engine's end; the last checkpoint was noted later
             at = max(at, noted + 0.001)
         for words in _words(job, state):
             yield at, "error" if state == "Failed" else "info", words, {}
@@ -165,7 +168,8 @@ def _words(job: Body, state: str) -> list[str]:
         case "Failed":
             return [f"Fine-tuning job failed: {job['error']}"]
         case "Finalizing":
-            return [f"New fine-tuned model created: {own['tuned']}"]
+            # Not before all is there: a checkpoint noted meanwhile would come to stand before it.
+            return [f"New fine-tuned model created: {own['tuned']}"] if own["result_files"] else []
         case _:
             return [_WORDS[state]] if state in _WORDS else []
 
