@@ -43,11 +43,19 @@ def test_the_demo_runs_from_plan_to_undeploy(in_folder: Path) -> None:
     assert "in all" in done.stdout
 
 
-@pytest.mark.parametrize("file", sorted(SAMPLES.rglob("*.yaml")), ids=lambda file: file.parent.name)
+@pytest.mark.parametrize(
+    "file", sorted(SAMPLES.rglob("job.yaml")), ids=lambda file: file.parent.name
+)
 def test_every_job_file_among_the_samples_loads_and_says_how_to_run_it(file: Path) -> None:
-    assert file.read_text().startswith("# maas ")
+    assert file.read_text().startswith(("# maas ", "# python samples/"))
     job = load_job(file)
-    assert check(file.parent / job.training_data.path, job.task).ok
+    path = job.training_data.path
+    if path.startswith("https://"):
+        return  # where a cluster finds it
+    if file.parent.name == "truthfulqa":
+        assert path in (file.parent / "measure.py").read_text()  # which makes it
+        return
+    assert check(file.parent / path, job.task).ok
 
 
 def words(text: str) -> list[str]:
