@@ -124,7 +124,7 @@ def _template(tokenizer: ChatTokenizer, entry: ModelEntry) -> Iterator[str]:
     for what, (messages, answer) in _PROBES.items():
         expected = catalogues.render(messages=messages, add_generation_prompt=answer, **settings)
         try:
-            own = tokenizer.render(messages, answer=answer)
+            own = tokenizer.template.render(messages, answer=answer)
         except Exception as error:  # noqa: BLE001 - a template raises what it likes
             yield f"The chat template refuses {what} ({error}); {_of(entry, 'template')} does not."
             return
