@@ -10,6 +10,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # an offline look-up costs 20 s
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+# Several tests run at a time: idle threads that spin would take the others' time. The trainer does so, too.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 JOB = """\
 $schema: https://azuremlschemas.azureedge.net/latest/FineTuningJob.schema.json
