@@ -26,6 +26,7 @@ import yaml
 
 from maas_client.plan import Plan
 from maas_client.spec.rundir import RunDir
+from maas_client.spec.weights import SIMULATED, TRAINED_ON
 
 FILE, DATA = "MLmodel", "data"
 ADAPTER, MERGED, BASE = f"{DATA}/model", f"{DATA}/merged", f"{DATA}/base.json"
@@ -90,8 +91,8 @@ def texts(run: RunDir, plan: Plan, *, run_id: str = "", created: str = "") -> di
                 "utc_time_created": created or dt.datetime.now(tz=dt.UTC).isoformat(),
                 # Whoever registers this folder again shall know what it is.
                 "metadata": {
-                    "trainedOn": status.base if status else "",
-                    "simulated": str(bool(status and status.simulated)).lower(),
+                    TRAINED_ON: status.base if status else "",
+                    SIMULATED: str(bool(status and status.simulated)).lower(),
                 },
             },
             sort_keys=False,

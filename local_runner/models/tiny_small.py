@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from local_runner.models import tiny
-from maas_client.spec.home import home
+from maas_client.spec.home import OWN_BASES, home
 
 LABEL = "tiny random Phi-3-small (for tests; knows nothing)"
-NAME = "tiny-random-phi3-small"
+NAME = OWN_BASES["tiny-phi-3-small"]
 _VERSION = 1
 
 _FIRST = 256

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -29,5 +30,11 @@ def stand_in_home() -> Path:
     return home() / "stand-in"
 
 
-OWN_BASES = ("stand-in", "tiny", "tiny-phi-3-small")
-"""Models that this project makes itself, by the word that `--base` takes; none is a Phi of Microsoft's."""
+OWN_BASES: Mapping[str, str] = {
+    "stand-in": "stand-in/SmolLM2-135M-Instruct",
+    "tiny": "tiny-random-phi3",
+    "tiny-phi-3-small": "tiny-random-phi3-small",
+}
+"""Models that this project makes itself: the word that `--base` takes, and what their adapters call them.
+
+None is a Phi of Microsoft's."""

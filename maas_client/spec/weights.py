@@ -19,7 +19,7 @@ import yaml
 
 from maas_client.errors import RunDirError
 from maas_client.spec.catalog import find_model
-from maas_client.spec.home import home
+from maas_client.spec.home import OWN_BASES, home
 from maas_client.spec.job import ModelInput
 from maas_client.spec.rundir import RunDir, read_json
 
@@ -27,8 +27,11 @@ _ADAPTER, _MODEL, _MLMODEL = "adapter_config.json", "config.json", "MLmodel"
 _TENSORS = "model.safetensors"
 _BESIDE = ("config", "tokenizer")
 """Folders of an MLflow model that hold what a model's folder has in itself."""
-_OWN = {"tiny-random-phi3": "tiny", "stand-in/SmolLM2-135M-Instruct": "stand-in"}
+_OWN = {name: word for word, name in OWN_BASES.items()}
 """What adapters of our own small bases name, and how `--base` says it."""
+TRAINED_ON, SIMULATED = "trainedOn", "simulated"
+"""What the metadata of our MLmodel files say of how the weights were made."""
+_SIMULATED = (SIMULATED, "mockSimulated")  # the second is how folders of an earlier twin say it
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,8 @@ def find_weights(folder: Path, *, base: str | None = None) -> Weights:
     """
     described = _described(folder)
     metadata = described.get("metadata")
-    if isinstance(metadata, dict) and str(metadata.get("mockSimulated")).lower() == "true":
+    marks = metadata if isinstance(metadata, dict) else {}
+    if any(str(marks.get(key)).lower() == "true" for key in _SIMULATED):
         raise RunDirError(f"{folder} was simulated: there are no weights in it")
     adapter, model = _nearest(folder, _ADAPTER), _model_in(folder)
     if model is not None and (base is None or adapter is None):

@@ -20,8 +20,9 @@ from local_runner.generate import Answerer, Ask
 from local_runner.models import base as bases
 from local_runner.pyfunc import Model
 from local_runner.tracking.tracking import start
-from maas_client.errors import BaseModelError
+from maas_client.errors import BaseModelError, RunDirError
 from maas_client.spec.rundir import RunDir, read_json, write_json
+from maas_client.spec.weights import find_weights
 
 from .conftest import MakeRun, chat
 
@@ -193,6 +194,16 @@ def test_tensorboard_reads_what_a_run_wrote(make_run: MakeRun, tmp_path: Path) -
     told = [(m["step"], pytest.approx(m["loss"], rel=1e-6)) for m in run.metrics() if "loss" in m]
     assert said == told
     assert main(["track", str(run.path)]) == 1  # nothing was named
+
+
+def test_a_simulated_runs_model_folder_says_that_it_is_one(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run(max_steps=1)
+    assert main(["simulate", "--quiet", "--seconds", "0", str(run.path)]) == 0
+    mlmodel.write(run, inputs.read_plan(run), tmp_path / "model")
+    with pytest.raises(RunDirError, match="was simulated: there are no weights in it"):
+        find_weights(tmp_path / "model")
 
 
 def test_a_model_whose_base_is_not_here_or_not_its_own_says_so(

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from maas_client.errors import RunDirError
+from maas_client.spec.home import OWN_BASES
 from maas_client.spec.weights import find_weights
 
 ASSET = "azureml://registries/azureml/models/Phi-3-mini-4k-instruct/versions/15"
@@ -110,6 +111,12 @@ def test_what_is_there_instead_of_weights_is_named(
     (tmp_path / name).write_text(text)
     with pytest.raises(RunDirError, match=said):
         find_weights(tmp_path)
+
+
+@pytest.mark.parametrize(("word", "name"), OWN_BASES.items())
+def test_an_adapter_of_one_of_our_own_bases_finds_it(tmp_path: Path, word: str, name: str) -> None:
+    adapter(tmp_path / "adapter", name)
+    assert find_weights(tmp_path).base == word
 
 
 @pytest.mark.parametrize("text", ["model: name", "model: {path: 3}", "5"])

@@ -20,6 +20,7 @@ from local_runner.mock_server.store import Body
 from local_runner.mock_server.twin import ARTIFACT_STORE, BLOB_STORE, Twin
 from maas_client.spec.catalog import find_model
 from maas_client.spec.job import NAME
+from maas_client.spec.weights import SIMULATED, TRAINED_ON
 
 _JOB = re.compile(r"azureml://jobs/([^/]+)/outputs/([^/]+)(?:/paths/(.*))?")
 _STORE = re.compile(r"azureml://(?:subscriptions/.+/)?datastores/([^/]+)/paths/(.+)")
@@ -194,8 +195,8 @@ def _marks(described: dict[str, Any]) -> dict[str, str]:
     metadata = described.get("metadata")
     marks = metadata if isinstance(metadata, dict) else {}
     return {
-        "mockTrainedOn": str(marks.get("trainedOn", "")),
-        "mockSimulated": str(marks.get("simulated", "")),
+        "mockTrainedOn": str(marks.get(TRAINED_ON, "")),
+        "mockSimulated": str(marks.get(SIMULATED, "")),
     }
 
 
