@@ -12,12 +12,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maas_client.errors import MaasError, RunnerError
 from maas_client.jobs import Event, JobStatus
 from maas_client.spec.home import OWN_BASES, stand_in_home
 from maas_client.spec.rundir import RunDir, RunStatus
+
+if TYPE_CHECKING:
+    from local_runner.data import ChatTokenizer
+    from local_runner.models.base import Base
 
 _EXIT = {JobStatus.SUCCEEDED: 0, JobStatus.CANCELLED: 130}
 
@@ -192,13 +196,24 @@ def _base(options: argparse.Namespace) -> int:
     return 0
 
 
-def _count(options: argparse.Namespace) -> int:
-    from local_runner import compared, data
+def _rendering(options: argparse.Namespace) -> tuple[Base, int, ChatTokenizer]:
+    """The base, the tokens that a row may have, and what puts rows into tokens."""
+    from local_runner import data
     from local_runner.models import base as bases
 
     base = bases.resolve(options.base, model=options.model)
     length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
-    tokenizer = data.ChatTokenizer(base.folder, model=base.model, system_turns=options.system_turns)
+    return (
+        base,
+        length,
+        data.ChatTokenizer(base.folder, model=base.model, system_turns=options.system_turns),
+    )
+
+
+def _count(options: argparse.Namespace) -> int:
+    from local_runner import compared, data
+
+    base, length, tokenizer = _rendering(options)
 
     def tokens(file: Path | None) -> Mapping[str, Any] | None:
         if file is None:
@@ -218,13 +233,9 @@ def _count(options: argparse.Namespace) -> int:
 
 
 def _preview(options: argparse.Namespace) -> int:
-    from local_runner import data
-    from local_runner.models import base as bases
     from local_runner.preview import preview
 
-    base = bases.resolve(options.base, model=options.model)
-    length = data.max_length(bases.read_config(base.folder), options.max_seq_length)
-    tokenizer = data.ChatTokenizer(base.folder, model=base.model, system_turns=options.system_turns)
+    base, length, tokenizer = _rendering(options)
     shown = preview(
         tokenizer,
         options.data,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from local_runner.data import ChatTokenizer
 from local_runner.models import tokenizers
 from local_runner.models.base import Base
+from local_runner.templates import compile_template
 from maas_client.spec.catalog import template_text, token_facts
 from maas_client.spec.catalog_entry import ModelEntry, TokenFacts
 
@@ -119,7 +119,7 @@ def _stops(tokenizer: ChatTokenizer, folder: Path, entry: ModelEntry) -> Iterato
 
 
 def _template(tokenizer: ChatTokenizer, entry: ModelEntry) -> Iterator[str]:
-    catalogues = _compile(template_text(entry))
+    catalogues = compile_template(template_text(entry))
     settings = tokenizer.special
     for what, (messages, answer) in _PROBES.items():
         expected = catalogues.render(messages=messages, add_generation_prompt=answer, **settings)
@@ -134,16 +134,6 @@ def _template(tokenizer: ChatTokenizer, entry: ModelEntry) -> Iterator[str]:
                 f"{expected!r}."
             )
             return
-
-
-def _compile(source: str) -> Any:
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    box = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], autoescape=False
-    )
-    return box.from_string(source)
 
 
 def _name(facts: TokenFacts, key: str) -> str:

@@ -70,6 +70,14 @@ def measure(
     flat = open_learner(model, threads=torch.get_num_threads())
     if flat is not None:
         return flat.measure(rows, batch=batch)
+    return measure_padded(model, rows, pad_id=pad_id, batch=batch)
+
+
+@torch.no_grad()
+def measure_padded(
+    model: Any, rows: Sequence[Example], *, pad_id: int, batch: int
+) -> tuple[float, float]:
+    """The same, for a model that rows end to end do not serve."""
     model.eval()
     total, right, tokens = 0.0, 0, 0
     for start in range(0, len(rows), batch):

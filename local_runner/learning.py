@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from local_runner import fused
-from local_runner.evaluate import answer_logits, measure, pad
+from local_runner.evaluate import answer_logits, measure_padded, pad
 from local_runner.flat.opening import open_learner as open_flat
 
 if TYPE_CHECKING:
@@ -63,4 +63,4 @@ class Padded:
         return total, right
 
     def measure(self, rows: Sequence[Example], *, batch: int) -> tuple[float, float]:
-        return measure(self._model, rows, pad_id=self._pad_id, batch=batch)
+        return measure_padded(self._model, rows, pad_id=self._pad_id, batch=batch)

@@ -37,14 +37,7 @@ def write(
     for name, data in (("training_data", plan.training), ("validation_data", plan.validation)):
         if data and data.report:
             inputs[name] = {"path": data.path, "sha256": data.report.sha256}
-    outputs = [
-        file
-        for folder in (run.adapter, run.merged)
-        if folder.is_dir()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    ]
-    digests = {str(file.relative_to(run.path)): file_digest(file) for file in outputs}
+    digests = {str(file.relative_to(run.path)): file_digest(file) for file in run.outputs()}
     write_json(
         run.manifest_file,
         {

@@ -35,7 +35,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, *, bos: str, eos: str, added: Collection[str]) -> None:
-        self._template = _compile(source)
+        self._template = compile_template(source)
         self._bos, self._eos, self._added = bos, eos, frozenset(added)
 
     def render(
@@ -192,7 +192,7 @@ def _with_tools(turns: list[dict[str, Any]], tools: Sequence[Any]) -> list[dict[
     return [{**turns[0], "tools": json.dumps(listed, ensure_ascii=False)}, *turns[1:]]
 
 
-def _compile(source: str) -> Any:
+def compile_template(source: str) -> Any:
     """A chat template in the sandbox and with the helpers that transformers gives it."""
     import jinja2
     from jinja2.ext import loopcontrols

@@ -101,8 +101,7 @@ def track(
         RunnerError: the place cannot be reached, nothing was named, or what it needs is not installed.
     """
     runner.require("yaml", extra="train")
-    to = (("--mlflow", mlflow), ("--tensorboard", tensorboard))
-    words = [word for key, value in to if value for word in (key, str(value))]
+    words = runner.tracking(mlflow, tensorboard)
     return list(runner.ask("track", str(run.path), *words)["tracked"])
 
 

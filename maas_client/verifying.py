@@ -91,7 +91,8 @@ def _held_against(run: RunDir, manifest: Mapping[str, Any]) -> Iterator[FileVerd
         noted = manifest["inputs"].get(name)
         if noted is not None:
             yield FileVerdict(noted["path"], _state(Path(noted["path"]), noted["sha256"]))
-    for name in sorted(_outputs(run) - expected.keys()):
+    there = {str(file.relative_to(run.path)) for file in run.outputs()}
+    for name in sorted(there - expected.keys()):
         yield FileVerdict(name, "extra")
 
 
@@ -99,15 +100,6 @@ def _state(file: Path, digest: str) -> State:
     if not file.is_file():
         return "missing"
     return "same" if file_digest(file) == digest else "changed"
-
-
-def _outputs(run: RunDir) -> set[str]:
-    return {
-        str(file.relative_to(run.path))
-        for folder in (run.adapter, run.merged)
-        for file in (folder.rglob("*") if folder.is_dir() else ())
-        if file.is_file()
-    }
 
 
 def _rerun(run: RunDir, manifest: Mapping[str, Any]) -> Verdict:

@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from local_runner import inputs
 from local_runner.tracking.sinks import MLFLOW_VARIABLE, Sink, asked_for, note
 from maas_client.errors import MaasError, RunnerError
-from maas_client.jobs import Event, JobStatus
+from maas_client.jobs import Event
 from maas_client.spec.rundir import RunDir
 
 
@@ -95,11 +95,7 @@ def track(run: RunDir, *, mlflow: str | None = None, tensorboard: Path | None = 
         RunnerError: the run goes on, nothing was asked for, or a sink failed.
     """
     plan, status = inputs.read_plan(run), run.read_status()
-    if status is None or status.status not in (
-        JobStatus.SUCCEEDED,
-        JobStatus.FAILED,
-        JobStatus.CANCELLED,
-    ):
+    if status is None or not status.status.is_terminal:
         raise RunnerError(f"{run.path} has not ended", hint="Wait for it, or resume it.")
     sinks = asked_for(run, plan, mlflow=mlflow, tensorboard=tensorboard)
     if not sinks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import subprocess
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,11 @@ from maas_client.cli.options import (
     TensorBoard,
     ValidationSplit,
 )
+
+if TYPE_CHECKING:
+    from maas_client.handle import JobHandle
+    from maas_client.plan import Plan
+    from maas_client.targets.base import Target
 
 app = typer.Typer(
     help="Fine-tune Phi models: one job file for Azure ML, its offline twin, and this machine.",
@@ -122,10 +127,7 @@ def run(
         validation_split=validation_split,
         max_memory=max_memory,
     )
-    render.plan_brief(ready, as_json=as_json)
-    with parcels.uploads(place, as_json=as_json):
-        handle = flow.submit(ready, place, new=new)
-    jobs.say_if_found(handle, as_json=as_json)
+    handle = _submitted(ready, place, new=new, as_json=as_json)
     with_base = f" --base {base}" if base else ""
     with_split = "" if validation_split is None else f" --validation-split {validation_split:g}"
     again = f"maas run {job_file} --target {target}{with_base}{with_split} --name {handle.id}"
@@ -185,10 +187,7 @@ def submit(
         render.line(flow.manifest(ready, place, server=dry_run == "server").rstrip())
         place.close()
         return 0
-    render.plan_brief(ready, as_json=as_json)
-    with parcels.uploads(place, as_json=as_json):
-        handle = flow.submit(ready, place, new=new)
-    jobs.say_if_found(handle, as_json=as_json)
+    handle = _submitted(ready, place, new=new, as_json=as_json)
     if not wait:
         render.job(handle.get(), as_json=as_json)
         render.hint(f"maas follow {handle.id} --target {target}", as_json=as_json)
@@ -261,3 +260,14 @@ def _hand_over(*arguments: str) -> int:
             return child.wait()
         except KeyboardInterrupt:
             continue  # the child has it too, and ends in its own time
+
+
+def _submitted(ready: Plan, place: Target, *, new: bool, as_json: bool) -> JobHandle:
+    """Say what will happen, upload and start the job, and say if it was there already."""
+    from maas_client import flow
+
+    render.plan_brief(ready, as_json=as_json)
+    with parcels.uploads(place, as_json=as_json):
+        handle = flow.submit(ready, place, new=new)
+    jobs.say_if_found(handle, as_json=as_json)
+    return handle

@@ -14,6 +14,26 @@ from maas_client.spec.methods import read_together
 from maas_client.spec.tables import FORMATS
 from maas_client.spec.tasks import TASKS
 
+LOCAL_ONLY = frozenset(
+    {
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "peft_method",
+        "use_dora",
+        "use_rslora",
+        "init_lora_weights",
+        "num_virtual_tokens",
+        "oft_block_size",
+        "load_in_4bit",
+        "load_in_8bit",
+        "bnb_4bit_quant_type",
+        "bnb_4bit_use_double_quant",
+        "packing",
+        "system_turns",
+    }
+)
+"""What the hosted components do not have: peft's and Hugging Face's names, and what only we do."""
+
 RUNNER_HONOURS = frozenset(
     {
         "num_train_epochs",
@@ -50,24 +70,11 @@ RUNNER_HONOURS = frozenset(
         "save_steps",
         "save_total_limit",
         "enable_full_determinism",
-        "use_rslora",
         "precision",
         "auto_find_batch_size",
         "resume_from_checkpoint",
-        "load_best_model_at_end",
-        "metric_for_best_model",
-        "peft_method",
-        "use_dora",
-        "init_lora_weights",
-        "num_virtual_tokens",
-        "oft_block_size",
-        "load_in_4bit",
-        "load_in_8bit",
-        "bnb_4bit_quant_type",
-        "bnb_4bit_use_double_quant",
-        "system_turns",
     }
-)
+) | (LOCAL_ONLY - {"packing"})
 """What the local runner does exactly."""
 
 _ONE_PROCESS = "one process on a CPU needs none, and the result does not depend on it"
@@ -77,26 +84,6 @@ RUNNER_IGNORES: Mapping[str, str] = {
     "apply_ort": "the kernels are PyTorch's; the result does not depend on it",
 }
 """What changes how a run is carried out, not its result: accepted, shown, and not done."""
-
-LOCAL_ONLY = frozenset(
-    {
-        "load_best_model_at_end",
-        "metric_for_best_model",
-        "peft_method",
-        "use_dora",
-        "use_rslora",
-        "init_lora_weights",
-        "num_virtual_tokens",
-        "oft_block_size",
-        "load_in_4bit",
-        "load_in_8bit",
-        "bnb_4bit_quant_type",
-        "bnb_4bit_use_double_quant",
-        "packing",
-        "system_turns",
-    }
-)
-"""What the hosted components do not have: peft's and Hugging Face's names, and what only we do."""
 
 RUNNER_CHOICES: Mapping[str, tuple[str, ...]] = {"precision": ("32", "bf16")}
 """Where the runner does fewer of a knob's values than the field has."""

@@ -156,6 +156,16 @@ class RunDir:
     def epoch(self, number: int) -> Path:
         return self.checkpoints / f"epoch-{number:03d}"
 
+    def outputs(self) -> list[Path]:
+        """Every file of the adapter and of the merged model."""
+        return [
+            file
+            for folder in (self.adapter, self.merged)
+            if folder.is_dir()
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        ]
+
     def has_model(self) -> bool:
         """Whether an adapter, or a merged model, is there."""
         return self.adapter.is_dir() or self.merged.is_dir()

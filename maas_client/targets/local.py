@@ -52,8 +52,7 @@ class LocalTarget:
         self.identity = f"local {self.runs} {engine}"
         self.base = settings.base
         self.max_memory = settings.max_memory
-        to = (("--mlflow", settings.mlflow), ("--tensorboard", settings.tensorboard))
-        self._tracking = [word for key, value in to if value for word in (key, value)]
+        self._tracking = runner.tracking(settings.mlflow, settings.tensorboard)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def limits(self, job: FineTuningJob) -> Limits:

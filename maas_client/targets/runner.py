@@ -128,6 +128,12 @@ def _rows(
     return (*where, *length, "--system-turns", system_turns)
 
 
+def tracking(mlflow: str | None, tensorboard: str | Path | None) -> list[str]:
+    """How a verb is told where a run is logged, too."""
+    to = (("--mlflow", mlflow), ("--tensorboard", tensorboard))
+    return [word for key, value in to if value for word in (key, str(value))]
+
+
 def spawn(arguments: Sequence[str], *, log: Path) -> subprocess.Popen[bytes]:
     """Start a verb that lives on by itself; what it prints goes to `log`."""
     with log.open("ab") as stream:

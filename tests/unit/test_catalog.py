@@ -10,7 +10,7 @@ import pytest
 
 from local_runner.mock_server import twin as world
 from local_runner.mock_server.cli.main import main as mock
-from local_runner.templates import _compile
+from local_runner.templates import compile_template
 from maas_client.cli.main import run_cli
 from maas_client.errors import SettingsError
 from maas_client.spec import catalog_file
@@ -127,7 +127,7 @@ IM = "<|im_start|>{}<|im_sep|>{}<|im_end|>"
     ],
 )
 def test_each_template_renders_as_the_familys_does(name: str, text: str) -> None:
-    template = _compile(catalog_file.template(name))
+    template = compile_template(catalog_file.template(name))
     told = template.render(messages=CHAT, **ENDS)
     assert told == text
     asked = template.render(messages=CHAT[:2], add_generation_prompt=True, **ENDS)
@@ -138,7 +138,7 @@ def test_each_template_renders_as_the_familys_does(name: str, text: str) -> None
 def test_an_empty_system_turn_is_left_out_by_phi_3_5_only() -> None:
     chat = [{"role": "system", "content": ""}, {"role": "user", "content": "Hi"}]
     texts = {
-        name: _compile(catalog_file.template(name)).render(messages=chat)
+        name: compile_template(catalog_file.template(name)).render(messages=chat)
         for name in ("phi-3-mini", "phi-3.5")
     }
     assert "<|system|>" in texts["phi-3-mini"]
@@ -147,7 +147,7 @@ def test_an_empty_system_turn_is_left_out_by_phi_3_5_only() -> None:
 
 def test_tools_of_a_system_turn_stand_in_phi_4_minis() -> None:
     chat = [{"role": "system", "content": "Help.", "tools": "[{}]"}]
-    text = _compile(catalog_file.template("phi-4-mini")).render(messages=chat)
+    text = compile_template(catalog_file.template("phi-4-mini")).render(messages=chat)
     assert text == "<|system|>Help.<|tool|>[{}]<|/tool|><|end|>"
 
 
