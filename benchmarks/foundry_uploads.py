@@ -9,7 +9,6 @@ openai-python checks nothing.
 
 from __future__ import annotations
 
-import argparse
 import datetime as dt
 import os
 import platform
@@ -26,7 +25,8 @@ from pathlib import Path
 import httpx
 import openai
 
-from benchmarks.uploads import MIB, our_mock, write_section
+from benchmarks import report
+from benchmarks.uploads import MIB, our_mock
 from maas_client.settings import FoundrySettings, find_target
 from maas_client.spec.rundir import file_digest
 from maas_client.targets.foundry import FoundryTarget
@@ -170,13 +170,10 @@ def run() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--write", type=Path, help="a Markdown file that gets the table")
+    parser = report.parser(__doc__)
     given = parser.parse_args()
     text = run()
-    print(text)
-    if given.write:
-        write_section(given.write, HEADING, text)
+    report.tell(text, HEADING, given.write)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ The mock checks every row. The service takes files of up to 512 MB; `maas mock s
 
 from __future__ import annotations
 
-import argparse
 import datetime as dt
 import json
 import os
@@ -18,8 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import report
 from benchmarks.foundry_uploads import rows
-from benchmarks.uploads import MIB, Server, our_mock, write_section
+from benchmarks.uploads import MIB, Server, our_mock
 
 HEADING = "## An upload of 1 GiB, and one that is killed"
 SIZE = 1024 * MIB
@@ -137,13 +137,10 @@ def run() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--write", type=Path, help="a Markdown file that gets the table")
+    parser = report.parser(__doc__)
     given = parser.parse_args()
     text = run()
-    print(text)
-    if given.write:
-        write_section(given.write, HEADING, text)
+    report.tell(text, HEADING, given.write)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ speak TLS.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import datetime as dt
 import json
@@ -28,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.uploads import write_section
+from benchmarks import report
 from tests.mocking import Mock, running_mock
 from tests.wire import job_body, place_of, put_rows, token, wait_for
 from tests.wire import line_to as tls_line
@@ -171,14 +170,11 @@ def run(server: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = report.parser(__doc__)
     parser.add_argument("moto_server", type=Path)
-    parser.add_argument("--write", type=Path, help="a Markdown file that gets the tables")
     given = parser.parse_args()
     text = run(given.moto_server.absolute())
-    print(text)
-    if given.write:
-        write_section(given.write, HEADING, text)
+    report.tell(text, HEADING, given.write)
 
 
 if __name__ == "__main__":

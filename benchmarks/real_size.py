@@ -7,7 +7,6 @@ The folder takes 7.7 GB; it is kept, and used again.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -20,8 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks import training_memory
-from benchmarks.uploads import write_section
+from benchmarks import report, training_memory
 from maas_client.spec.memory import size_words
 from maas_client.spec.rundir import RunDir, write_json
 
@@ -147,10 +145,9 @@ def section(found: dict[str, Any], plan: Any, load: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = report.parser(__doc__)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--make", action="store_true", help="only write the checkpoint")
-    parser.add_argument("--write", type=Path)
     options = parser.parse_args()
     folder: Path = options.folder
     if options.make:
@@ -180,7 +177,7 @@ def main() -> None:
     text = section(found, plan, load)
     print(found, text, sep="\n")
     if options.write:
-        write_section(options.write, HEADING, text)
+        report.write_section(options.write, HEADING, text)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ the tokens are the same is looked at, too.
 
 from __future__ import annotations
 
-import argparse
 import datetime as dt
 import os
 import statistics
@@ -20,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import report
 import torch
 import transformers
-from uploads import write_section
 
 from local_runner import adapters
 from local_runner.generate import Answerer, Ask
@@ -209,14 +208,11 @@ def _row(work: str, peer: Peer, answerer: Answerer, asks: Sequence[Ask]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = report.parser(__doc__)
     parser.add_argument("--base", default="stand-in")
-    parser.add_argument("--write", type=Path, help="a Markdown file that gets the table")
     given = parser.parse_args()
     text = run(given.base)
-    print(text)
-    if given.write:
-        write_section(given.write, HEADING, text)
+    report.tell(text, HEADING, given.write)
 
 
 if __name__ == "__main__":

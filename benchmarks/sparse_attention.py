@@ -8,7 +8,6 @@ own, so that its peak of memory is its own. CPU time, because the machine may be
 
 from __future__ import annotations
 
-import argparse
 import datetime as dt
 import os
 import resource
@@ -16,11 +15,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import report
 import torch
-from uploads import write_section
 
 from local_runner.models import block_sparse
 
@@ -105,8 +103,7 @@ def run() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--write", type=Path, help="a Markdown file that gets the table")
+    parser = report.parser(__doc__)
     parser.add_argument(
         "--case", nargs=2, metavar=("WAY", "TOKENS"), help="measure one, and print it"
     )
@@ -115,9 +112,7 @@ def main() -> None:
         measure(given.case[0], int(given.case[1]))
         return
     text = run()
-    print(text)
-    if given.write:
-        write_section(given.write, HEADING, text)
+    report.tell(text, HEADING, given.write)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import report
 import training_set
-from uploads import write_section
 
 HEADING = "## Training, beside transformers' Trainer and TRL"
 HERE = Path(__file__).parent
@@ -64,9 +64,8 @@ WAYS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = report.parser(__doc__)
     parser.add_argument("peer", type=Path, help="the Python of the peers' environment")
-    parser.add_argument("--write", type=Path, help="a Markdown file that gets the table")
     parser.add_argument("--sizes", default="S,M")
     parser.add_argument("--ways", default=",".join(way.name for way in WAYS))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
@@ -81,7 +80,7 @@ def main() -> None:
             tables.append(table(size, ways, found))
             print(tables[-1], flush=True)
     if given.write:
-        write_section(
+        report.write_section(
             given.write, HEADING, "\n\n".join([INTRODUCTION, *tables, footer(given, before)])
         )
 

@@ -5,7 +5,6 @@ python -m benchmarks.training_memory --write benchmarks/README.md
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.uploads import write_section
+from benchmarks import report
 from local_runner import data
 from local_runner.models.base import read_config, resolve
 from maas_client.plan import DataPlan, Plan, make_plan
@@ -232,10 +231,9 @@ def table(cases: list[Case], found: list[dict[str, Any]], load: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = report.parser(__doc__)
     parser.add_argument("--make", nargs=3)
     parser.add_argument("--only", help="numbers of cases, with commas")
-    parser.add_argument("--write", type=Path)
     options = parser.parse_args()
     if options.make:
         folder, name, stored = options.make
@@ -249,9 +247,7 @@ def main() -> None:
         os.environ["MAAS_HOME"] = home
         found = [run_case(Path(home), case, number) for number, case in enumerate(cases)]
     text = table(cases, found, load)
-    print(text)
-    if options.write:
-        write_section(options.write, HEADING, text)
+    report.tell(text, HEADING, options.write)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import report
+
 HEADING = "## Rows for training, beside datasets.map and pydantic"
 ROUNDS = 3
 
@@ -94,22 +96,17 @@ PAIRS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = report.parser(__doc__)
     parser.add_argument("peer", help="the Python of the peers' environment")
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--write", type=Path, help="a Markdown file that gets the table")
     parser.add_argument("--work", help="what a child does")
     given = parser.parse_args()
     if given.work:
         work(given.work, Path(given.peer))
         return
-    from uploads import write_section
-
     text = run(given)
-    print(text)
-    if given.write:
-        write_section(given.write, HEADING, text)
+    report.tell(text, HEADING, given.write)
 
 
 def work(name: str, folder: Path) -> None:

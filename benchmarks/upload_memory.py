@@ -5,7 +5,6 @@ python benchmarks/upload_memory.py [--write benchmarks/README.md]
 
 from __future__ import annotations
 
-import argparse
 import datetime as dt
 import io
 import os
@@ -14,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from uploads import MIB, Server, our_mock, write_section
+import report
+from uploads import MIB, Server, our_mock
 
 HEADING = "## Memory of an upload"
 SIZE = 1024 * MIB
@@ -63,8 +63,7 @@ def measure(server: Server, *, in_blocks: bool) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--write", type=Path, help="a Markdown file that gets the table")
+    parser = report.parser(__doc__)
     given = parser.parse_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as home, our_mock(Path(home) / "mock", plain=False) as mock:
@@ -81,9 +80,7 @@ def main() -> None:
             f" cores, load before {load:.1f}; the client shares them.",
         ]
     )
-    print(text)
-    if given.write:
-        write_section(given.write, HEADING, text)
+    report.tell(text, HEADING, given.write)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ turns.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import datetime as dt
 import json
@@ -177,16 +176,6 @@ def run(folder: Path) -> str:
     )
 
 
-def write_section(file: Path, heading: str, text: str) -> None:
-    """Put the text under its heading, in place of what stood there."""
-    before = file.read_text(encoding="utf-8") if file.exists() else "# Benchmarks\n"
-    head, _, rest = before.partition(f"{heading}\n")
-    _, mark, tail = rest.partition("\n## ")
-    file.write_text(
-        f"{head.rstrip()}\n\n{heading}\n\n{text}\n{mark and mark + tail}", encoding="utf-8"
-    )
-
-
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     ends = time.monotonic() + _START_SECONDS
     while time.monotonic() < ends and process.poll() is None:
@@ -204,14 +193,13 @@ def _processor() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    import report  # others import this module as a package's; only the script says anything
+
+    parser = report.parser(__doc__)
     parser.add_argument("azurite", type=Path, help="a folder outside the repository")
-    parser.add_argument("--write", type=Path, help="a Markdown file that gets the table")
     given = parser.parse_args()
     text = run(given.azurite.resolve())
-    print(text)
-    if given.write:
-        write_section(given.write, HEADING, text)
+    report.tell(text, HEADING, given.write)
 
 
 if __name__ == "__main__":

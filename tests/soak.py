@@ -194,7 +194,7 @@ def main() -> int:
         print(fault)
     print(report(soak))
     if given.write and not soak.faults:
-        from benchmarks.uploads import write_section
+        from benchmarks.report import write_section
 
         write_section(given.write, HEADING, report(soak))
     return 1 if soak.faults or soak.killed != given.kills else 0
